@@ -1,7 +1,7 @@
 """The fusion core: checkpoints in, checkpoint out.
 
-No web, queue, database or cloud import may enter here. The public names are handed out lazily (PEP 562), so that a process
-that only needs recipes and headers never loads torch.
+No web, queue, database or cloud import may enter here. The public names are handed out lazily (PEP 562), so that a
+process that only needs recipes and headers never loads torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cogram_core.inspection import inspect
     from cogram_core.pipeline import Fusion, fuse, fuse_modules
     from cogram_core.recipe import Recipe
-    from cogram_core.replay import replay
+    from cogram_core.replaying import replay
 
 __all__ = ["Fusion", "Recipe", "fuse", "fuse_modules", "inspect", "replay"]
 
@@ -23,7 +23,7 @@ _HOMES = {
     "fuse": "cogram_core.pipeline",
     "fuse_modules": "cogram_core.pipeline",
     "inspect": "cogram_core.inspection",
-    "replay": "cogram_core.replay",
+    "replay": "cogram_core.replaying",
 }
 
 

@@ -1,14 +1,14 @@
 """Typed errors of the core, each with a stable code. Free of torch.
 
-    CogramError
-    ├── InvalidInput           what the caller gave can't be used; lists every problem found
-    │   ├── RecipeError        the recipe document
-    │   ├── CheckpointError    a checkpoint's files or tensors
-    │   ├── DatasetError       evaluation, holdout or per-source data
-    │   ├── NetworkError       a checkpoint that can't be made to run, or doesn't fit its description
-    │   └── ReplayError        a trace that doesn't belong to these sources, or is damaged
-    ├── OutputError            the output folder can't be written
-    └── FusionStopped          the observer asked to stop
+CogramError
+├── InvalidInput           what the caller gave can't be used; lists every problem found
+│   ├── RecipeError        the recipe document
+│   ├── CheckpointError    a checkpoint's files or tensors
+│   ├── DatasetError       evaluation, holdout or per-source data
+│   ├── NetworkError       a checkpoint that can't be made to run, or doesn't fit its description
+│   └── ReplayError        a trace that doesn't belong to these sources, or is damaged
+├── OutputError            the output folder can't be written
+└── FusionStopped          the observer asked to stop
 """
 
 from __future__ import annotations

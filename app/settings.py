@@ -1,0 +1,61 @@
+"""Settings of every process of the service, read from the environment; without any, one machine needs nothing else."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """One field an environment variable.
+
+    ``BROKER_URL`` and ``DATABASE_URL`` replace the embedded parts by real ones, one by one.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    data_dir: Path = Field(Path("cogram-data"), validation_alias="COGRAM_DATA_DIR", description="all files")
+    database_url: str | None = Field(None, validation_alias="DATABASE_URL", description="else SQLite")
+    broker_url: str | None = Field(None, validation_alias="BROKER_URL", description="else embedded")
+    host: str = Field("127.0.0.1", validation_alias="COGRAM_HOST")
+    port: int = Field(8765, ge=0, le=65535, validation_alias="COGRAM_PORT")
+    lease_seconds: PositiveFloat = Field(60.0, validation_alias="COGRAM_LEASE_SECONDS")
+    heartbeat_seconds: PositiveFloat = Field(10.0, validation_alias="COGRAM_HEARTBEAT_SECONDS")
+    max_attempts: PositiveInt = Field(3, validation_alias="COGRAM_MAX_ATTEMPTS")
+    republish_seconds: PositiveFloat = Field(120.0, validation_alias="COGRAM_REPUBLISH_SECONDS")
+    poll_seconds: PositiveFloat = Field(0.2, validation_alias="COGRAM_POLL_SECONDS", description="outbox, cancel flag")
+    max_upload_bytes: PositiveInt = Field(200 * 2**30, validation_alias="COGRAM_MAX_UPLOAD_BYTES")
+    max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """``DATABASE_URL`` with the psycopg 3 driver, or SQLite in the data folder."""
+        if self.database_url is None:
+            return f"sqlite:///{self.data_dir.resolve() / 'cogram.sqlite3'}"
+        for scheme in ("postgresql://", "postgres://"):
+            if self.database_url.startswith(scheme):
+                return "postgresql+psycopg://" + self.database_url.removeprefix(scheme)
+        return self.database_url
+
+    @cached_property
+    def broker_socket(self) -> Path:
+        """Where the embedded Valkey listens."""
+        return self.data_dir.resolve() / "broker" / "valkey.sock"
+
+    @cached_property
+    def resolved_broker_url(self) -> str:
+        """``BROKER_URL``, or the embedded Valkey's unix socket."""
+        return self.broker_url or f"redis+socket://{self.broker_socket}"
+
+    @property
+    def blob_dir(self) -> Path:
+        """Content-addressed files."""
+        return self.data_dir.resolve() / "blobs"
+
+    @property
+    def work_dir(self) -> Path:
+        """One folder a job, one below it an attempt."""
+        return self.data_dir.resolve() / "work"

@@ -1,0 +1,34 @@
+"""Prefixed identifiers that sort by time of creation."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import NewType
+
+FusionId = NewType("FusionId", str)
+CheckpointId = NewType("CheckpointId", str)
+DatasetId = NewType("DatasetId", str)
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+
+
+def _sortable() -> str:
+    """26 characters: 48 bits of milliseconds, then 80 random bits."""
+    value = (int(time.time() * 1000) << 80) | secrets.randbits(80)
+    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def new_fusion_id() -> FusionId:
+    """A fresh ``fus_…``."""
+    return FusionId("fus_" + _sortable())
+
+
+def new_checkpoint_id() -> CheckpointId:
+    """A fresh ``ckpt_…``."""
+    return CheckpointId("ckpt_" + _sortable())
+
+
+def new_dataset_id() -> DatasetId:
+    """A fresh ``data_…``."""
+    return DatasetId("data_" + _sortable())
