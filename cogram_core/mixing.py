@@ -1,0 +1,101 @@
+"""Mixing of values by shares, exactly enough that a record of the shares gives the same bytes again.
+
+Shares are rounded to multiples of a power of two before they are used. A float32 value times such a share has at most
+41 significant bits, so the products and, but for extreme spreads of magnitude, their sum are exact in float64, and the only
+rounding is the one at the end. Hence a mix doesn't depend on the order of the sources, and equal sources give themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SCALAR_BITS = 16
+ELEMENTWISE_BITS = 15  # so that a share of exactly one still fits a 16-bit integer
+
+
+def softmax_shares(losses: Sequence[float], steepness: float) -> tuple[float, ...]:
+    """a = softmax(−λ·L), rounded to multiples of 2⁻¹⁶ that sum to one; a loss that isn't finite gets nothing.
+
+    For two sources this is α = sigmoid(λ·(L_B − L_A)).
+
+    Source: arXiv:2512.03610 (CoGraM), mixing factor.
+    """
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return (0.0,) * len(losses)
+    best = min(finite)
+    raw = [math.exp(-steepness * (loss - best)) if math.isfinite(loss) else 0.0 for loss in losses]
+    total = math.fsum(raw)
+    return round_shares([value / total for value in raw])
+
+
+def round_shares(shares: Sequence[float], bits: int = SCALAR_BITS) -> tuple[float, ...]:
+    """Nearby multiples of 2⁻ᵇⁱᵗˢ that sum to one exactly: running sums are rounded, so no share is off by more than one.
+
+    Args:
+        shares: not negative, summing to one up to rounding.
+        bits: the unit's exponent.
+    """
+    unit = 1 << bits
+    bounds = [round(math.fsum(shares[: place + 1]) * unit) for place in range(len(shares) - 1)]
+    bounds = [0, *(min(bound, unit) for bound in bounds), unit]
+    return tuple((high - low) / unit for low, high in zip(bounds, bounds[1:], strict=False))
+
+
+def mix(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Σ aᵢ·xᵢ in float64, one scalar share a value; values of one shape (...)."""
+    total = values[0].double() * shares[0]
+    for value, share in zip(values[1:], shares[1:], strict=True):
+        total += value.double() * share
+    return total
+
+
+def step_towards(current: Tensor, target: Tensor, step: float) -> Tensor:
+    """x + t·(y − x) in float64 for y in float64; t = 1 gives y itself."""
+    if step == 1.0:
+        return target
+    origin = current.double()
+    return origin + step * (target - origin)
+
+
+def elementwise_bounds(weights: Sequence[Tensor]) -> Tensor:
+    """Running shares of each element, as integers in units of 2⁻¹⁵.
+
+    Args:
+        weights: n tensors, not negative, each of shape (...), with a positive sum everywhere.
+
+    Returns:
+        int32, shape (n − 1, ...); the last bound is always one and left out.
+    """
+    unit = 1 << ELEMENTWISE_BITS
+    running = torch.cumsum(torch.stack([weight.double() for weight in weights]), dim=0)  # (n, ...)
+    return torch.round(running[:-1] / running[-1] * unit).to(torch.int32)
+
+
+def mix_elementwise(values: Sequence[Tensor], bounds: Tensor) -> Tensor:
+    """Σ aᵢ·xᵢ in float64 with the shares between successive ``bounds`` (see ``elementwise_bounds``)."""
+    unit = 1 << ELEMENTWISE_BITS
+    edges = [torch.zeros_like(bounds[0]), *bounds, torch.full_like(bounds[0], unit)]
+    total = torch.zeros_like(values[0], dtype=torch.float64)
+    for value, low, high in zip(values, edges, edges[1:], strict=False):
+        total += value.double() * ((high - low).double() / unit)
+    return total
+
+
+def pack_shares(bounds: Tensor) -> bytes:
+    """``bounds`` as little-endian 16-bit integers, for a trace."""
+    return bounds.cpu().numpy().astype("<u2").tobytes()
+
+
+def unpack_shares(payload: bytes, shape: Sequence[int], sources: int) -> Tensor:
+    """The bounds again, int32 of shape (sources − 1, *shape).
+
+    Raises:
+        ValueError: if the payload has another length.
+    """
+    flat = torch.frombuffer(bytearray(payload), dtype=torch.uint16) if payload else torch.zeros(0, dtype=torch.uint16)
+    return flat.to(torch.int32).reshape(sources - 1, *shape)

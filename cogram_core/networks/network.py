@@ -1,0 +1,152 @@
+"""A network that can run, and the units of it that CoGraM decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cogram_core.errors import NetworkError, Problem
+
+# Their weights have one row a neuron, and an entry of the bias.
+_ROW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One parameterised module: its own floating tensors, statistics of normalisation included.
+
+    ``neurons`` counts its output units, 0 where it has a layer level only.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    neurons: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A layer, or with ``row`` one of its neurons."""
+
+    layer: Layer
+    row: int | None = None
+
+    @property
+    def kind(self) -> Literal["layer", "neuron"]:
+        """The unit's level."""
+        return "layer" if self.row is None else "neuron"
+
+    def part_of(self, tensor: Tensor) -> Tensor:
+        """The unit's part of one of its layer's tensors, as a view."""
+        return tensor if self.row is None else tensor[self.row]
+
+
+UnitValue = Mapping[str, Tensor]
+"""A unit's parameters by tensor name: whole tensors for a layer, one row of each for a neuron."""
+
+
+class Network:
+    """A module in evaluation mode whose tensors are read and exchanged unit by unit."""
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        """Takes over ``module``; ``example`` is a batch of one input, run once to learn the order of the layers.
+
+        Raises:
+            NetworkError: if the module can't run on the example, or doesn't give one row of class scores for it.
+        """
+        self.module = module.eval().requires_grad_(False)
+        self._live = {
+            name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_floating_point()
+        }
+        order, logits = _run_once(module, example)
+        self.classes = int(logits.shape[1])
+        self.layers = tuple(_layers(module, order))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self._live.values())).device
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All floating tensors, in the module's order."""
+        return tuple(self._live)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the trainable tensors: what a gradient exists for."""
+        return tuple(name for name, tensor in self._live.items() if isinstance(tensor, nn.Parameter))
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor itself, not a copy."""
+        return self._live[name].detach()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copies a full state in."""
+        for name, tensor in self._live.items():
+            tensor.detach().copy_(state[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all floating tensors."""
+        return {name: tensor.detach().clone() for name, tensor in self._live.items()}
+
+    def value(self, unit: Unit) -> dict[str, Tensor]:
+        """A copy of a unit's parameters."""
+        return {name: unit.part_of(self.tensor(name)).clone() for name in unit.layer.tensors}
+
+    def assign(self, unit: Unit, value: UnitValue) -> None:
+        """Replaces a unit's parameters in place."""
+        for name, tensor in value.items():
+            unit.part_of(self.tensor(name)).copy_(tensor)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Class scores (N, C) for inputs (N, ...)."""
+        with torch.no_grad():
+            result: Tensor = self.module(inputs)
+        return result
+
+
+def _run_once(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
+    """Names of the parameterised modules in the order in which they complete, and the output."""
+    order: list[str] = []
+    handles = [
+        inner.register_forward_hook(lambda *_, name=name: order.append(name) if name not in order else None)
+        for name, inner in module.named_modules()
+        if _own_tensors(inner)
+    ]
+    try:
+        with torch.no_grad():
+            logits = module(example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = str(error).splitlines()[0]
+        message = f"the network can't run on one example of shape {tuple(example.shape[1:])}: {first}"
+        raise NetworkError([Problem("network", "network.cannot_run", message)]) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != example.shape[0]:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        message = f"the network must give one row of class scores an example, (1, classes); it gave {shape}"
+        raise NetworkError([Problem("network", "network.not_a_classifier", message)])
+    return order, logits
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own floating tensors that a checkpoint holds, not those of modules inside it."""
+    persistent = set(module.state_dict())
+    own: Iterable[tuple[str, Tensor | None]] = (*module._parameters.items(), *module._buffers.items())
+    return {
+        name: tensor for name, tensor in own if tensor is not None and tensor.is_floating_point() and name in persistent
+    }
+
+
+def _layers(module: nn.Module, order: list[str]) -> Iterable[Layer]:
+    modules = dict(module.named_modules())
+    for name in order:
+        inner = modules[name]
+        tensors = tuple(f"{name}.{tensor}" if name else tensor for tensor in _own_tensors(inner))
+        neurons = inner.weight.shape[0] if isinstance(inner, _ROW_MODULES) else 0
+        yield Layer(name, tensors, neurons)

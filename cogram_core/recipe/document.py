@@ -1,0 +1,183 @@
+"""The recipe's model. Reading and error wording are in ``parsing``, the rules between fields in ``rules``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_serializer,
+    model_validator,
+)
+
+from cogram_core.recipe.layers import AnyLayerField
+
+Criterion = Literal["calibrated_loss", "loss", "accuracy"]
+CRITERIA: tuple[str, ...] = get_args(Criterion)
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _bytes(value: Any) -> Any:
+    """``5GB`` as 5,000,000,000."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError("write a number of bytes, or one with a unit such as 5GB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Source(_Part):
+    """A checkpoint that is to be fused, and its say."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    checkpoint: str = Field(min_length=1)
+    data: str | None = Field(None, min_length=1, description="this source's own data, for methods that take statistics")
+    weight: float = Field(1.0, gt=0)
+
+
+class SequentialNetwork(_Part):
+    """A chain of layers with torch.nn's own parameter names."""
+
+    kind: Literal["sequential"]
+    layers: tuple[AnyLayerField, ...] = Field(min_length=1, max_length=10_000)
+
+
+class Data(_Part):
+    """Files with ``inputs`` and ``targets``."""
+
+    evaluation: str | None = Field(None, min_length=1, description="decisions are taken on it")
+    holdout: str | None = Field(None, min_length=1, description="the verdict is given on it; no decision ever sees it")
+
+
+class Stage(_Part):
+    """One method with its parameters, which the catalogue checks."""
+
+    method: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "method" in value:
+            return {"method": value["method"], "parameters": {k: v for k, v in value.items() if k != "method"}}
+        return value
+
+    @model_serializer
+    def _flatten(self) -> dict[str, Any]:
+        return {"method": self.method, **self.parameters}
+
+
+class Guard(_Part):
+    """The final comparison; ``mode`` alone may be written as a plain word."""
+
+    mode: Literal["best_on_holdout", "report", "off"]
+    criterion: Criterion = "calibrated_loss"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+
+class Output(_Part):
+    """How the fused checkpoint is written."""
+
+    dtype: Literal["source", "float64", "float32", "bfloat16", "float16"] = "source"
+    max_shard_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=1)] = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A place in a recipe that names a checkpoint or a dataset."""
+
+    location: str
+    kind: Literal["checkpoint", "dataset"]
+    value: str
+
+
+class Recipe(_Part):
+    """What to fuse and how; stages in order. Make one with ``from_document`` or ``load``."""
+
+    version: Literal[1] = 1
+    sources: tuple[Source, ...]
+    base: str | None = Field(None, min_length=1, description="common ancestor, for methods that take differences to it")
+    network: Annotated[
+        Annotated[Literal["auto"], Tag("auto")] | Annotated[SequentialNetwork, Tag("sequential")],
+        Discriminator(lambda value: "auto" if isinstance(value, str) else "sequential"),
+    ] = "auto"
+    data: Data = Data(evaluation=None, holdout=None)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    guard: Guard
+    compute_dtype: Literal["float32", "float64"] = "float32"
+    output: Output = Output()
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Recipe:
+        """The recipe in a parsed JSON or YAML document, with all defaults filled in.
+
+        Raises:
+            RecipeError: listing everything that is wrong with it.
+        """
+        from cogram_core.recipe.parsing import parse
+
+        return parse(document)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """The recipe in a YAML or JSON file; paths in it count from the file's folder.
+
+        Raises:
+            RecipeError: listing everything that is wrong with it.
+        """
+        from cogram_core.recipe.parsing import load
+
+        return load(Path(path))
+
+    def to_document(self) -> dict[str, Any]:
+        """The recipe as plain data; ``from_document`` gives an equal recipe again."""
+        return self.model_dump(mode="json")
+
+    def references(self) -> list[Reference]:
+        """Every place that names a checkpoint or a dataset."""
+        found: list[tuple[str, Literal["checkpoint", "dataset"], str | None]] = []
+        for place, source in enumerate(self.sources):
+            found.append((f"sources[{place}].checkpoint", "checkpoint", source.checkpoint))
+            found.append((f"sources[{place}].data", "dataset", source.data))
+        found.append(("base", "checkpoint", self.base))
+        found.append(("data.evaluation", "dataset", self.data.evaluation))
+        found.append(("data.holdout", "dataset", self.data.holdout))
+        return [Reference(location, kind, value) for location, kind, value in found if value is not None]
+
+    def with_references(self, replacements: Mapping[tuple[str, str], str]) -> Recipe:
+        """The recipe with references exchanged; ``replacements`` maps (kind, value) to the new value."""
+
+        def checkpoint(value: str) -> str:
+            return replacements.get(("checkpoint", value), value)
+
+        def dataset(value: str | None) -> str | None:
+            return None if value is None else replacements.get(("dataset", value), value)
+
+        sources = tuple(
+            source.model_copy(update={"checkpoint": checkpoint(source.checkpoint), "data": dataset(source.data)})
+            for source in self.sources
+        )
+        data = Data(evaluation=dataset(self.data.evaluation), holdout=dataset(self.data.holdout))
+        base = None if self.base is None else checkpoint(self.base)
+        return self.model_copy(update={"sources": sources, "data": data, "base": base})

@@ -1,0 +1,298 @@
+"""The layers a sequential network may consist of: torch.nn's class names and parameter names, without torch.
+
+Each description knows the tensors that its torch.nn module would have, so that headers alone can tell whether a
+checkpoint fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+
+Shape = tuple[int, ...]
+_Size = Annotated[int, Field(ge=1, le=2**24)]
+_Pair = _Size | tuple[_Size, _Size]
+_Padding = Annotated[int, Field(ge=0, le=2**16)]
+_PaddingPair = _Padding | tuple[_Padding, _Padding] | Literal["same", "valid"]
+
+
+def _both(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+class LayerSpec(BaseModel):
+    """One layer; ``name`` is where its tensors stand in the checkpoint, by default its place in the list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    torch_class: ClassVar[str]
+
+    name: str | None = Field(None, min_length=1, max_length=256)
+
+    def tensors(self) -> dict[str, Shape]:
+        """Names and shapes of the module's own floating tensors."""
+        return {}
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the torch.nn class."""
+        return self.model_dump(exclude={"name", "type"})
+
+
+class _Weighted(LayerSpec):
+    bias: bool = True
+
+    def _with_bias(self, weight: Shape) -> dict[str, Shape]:
+        return {"weight": weight, "bias": weight[:1]} if self.bias else {"weight": weight}
+
+
+class Linear(_Weighted):
+    """A fully connected layer."""
+
+    torch_class = "Linear"
+    type: Literal["linear"]
+    in_features: _Size
+    out_features: _Size
+
+    def tensors(self) -> dict[str, Shape]:
+        """Weight (out, in), bias (out)."""
+        return self._with_bias((self.out_features, self.in_features))
+
+
+class Conv1d(_Weighted):
+    """A convolution over (channels, length)."""
+
+    torch_class = "Conv1d"
+    type: Literal["conv1d"]
+    in_channels: _Size
+    out_channels: _Size
+    kernel_size: _Size
+    stride: _Size = 1
+    padding: _Padding | Literal["same", "valid"] = 0
+    dilation: _Size = 1
+    groups: _Size = 1
+
+    def tensors(self) -> dict[str, Shape]:
+        """Weight (out, in / groups, k), bias (out)."""
+        return self._with_bias((self.out_channels, self.in_channels // self.groups, self.kernel_size))
+
+
+class Conv2d(_Weighted):
+    """A convolution over (channels, height, width)."""
+
+    torch_class = "Conv2d"
+    type: Literal["conv2d"]
+    in_channels: _Size
+    out_channels: _Size
+    kernel_size: _Pair
+    stride: _Pair = 1
+    padding: _PaddingPair = 0
+    dilation: _Pair = 1
+    groups: _Size = 1
+
+    def tensors(self) -> dict[str, Shape]:
+        """Weight (out, in / groups, kh, kw), bias (out)."""
+        return self._with_bias((self.out_channels, self.in_channels // self.groups, *_both(self.kernel_size)))
+
+
+class _BatchNorm(LayerSpec):
+    num_features: _Size
+    eps: float = Field(1e-5, gt=0)
+    affine: bool = True
+    track_running_stats: Literal[True] = True
+
+    def tensors(self) -> dict[str, Shape]:
+        """Scale, shift and running statistics, each (features)."""
+        shape = (self.num_features,)
+        affine = {"weight": shape, "bias": shape} if self.affine else {}
+        return {**affine, "running_mean": shape, "running_var": shape}
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalisation of (features) or (features, length)."""
+
+    torch_class = "BatchNorm1d"
+    type: Literal["batchnorm1d"]
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch normalisation of (features, height, width)."""
+
+    torch_class = "BatchNorm2d"
+    type: Literal["batchnorm2d"]
+
+
+class LayerNorm(LayerSpec):
+    """Layer normalisation over the last dimensions."""
+
+    torch_class = "LayerNorm"
+    type: Literal["layernorm"]
+    normalized_shape: _Size | tuple[_Size, ...]
+    eps: float = Field(1e-5, gt=0)
+    elementwise_affine: bool = True
+    bias: bool = True
+
+    def tensors(self) -> dict[str, Shape]:
+        """Scale and shift, each of the normalised shape."""
+        if not self.elementwise_affine:
+            return {}
+        shape = (self.normalized_shape,) if isinstance(self.normalized_shape, int) else self.normalized_shape
+        return {"weight": shape, "bias": shape} if self.bias else {"weight": shape}
+
+
+class GroupNorm(LayerSpec):
+    """Group normalisation over channels."""
+
+    torch_class = "GroupNorm"
+    type: Literal["groupnorm"]
+    num_groups: _Size
+    num_channels: _Size
+    eps: float = Field(1e-5, gt=0)
+    affine: bool = True
+
+    def tensors(self) -> dict[str, Shape]:
+        """Scale and shift, each (channels)."""
+        shape = (self.num_channels,)
+        return {"weight": shape, "bias": shape} if self.affine else {}
+
+
+class ReLU(LayerSpec):
+    """max(x, 0)."""
+
+    torch_class = "ReLU"
+    type: Literal["relu"]
+
+
+class GELU(LayerSpec):
+    """x · Φ(x)."""
+
+    torch_class = "GELU"
+    type: Literal["gelu"]
+    approximate: Literal["none", "tanh"] = "none"
+
+
+class SiLU(LayerSpec):
+    """x · sigmoid(x)."""
+
+    torch_class = "SiLU"
+    type: Literal["silu"]
+
+
+class Tanh(LayerSpec):
+    """Hyperbolic tangent."""
+
+    torch_class = "Tanh"
+    type: Literal["tanh"]
+
+
+class Sigmoid(LayerSpec):
+    """1 / (1 + exp(−x))."""
+
+    torch_class = "Sigmoid"
+    type: Literal["sigmoid"]
+
+
+class MaxPool2d(LayerSpec):
+    """Maximum over windows."""
+
+    torch_class = "MaxPool2d"
+    type: Literal["maxpool2d"]
+    kernel_size: _Pair
+    stride: _Pair | None = None
+    padding: _Padding | tuple[_Padding, _Padding] = 0
+
+
+class AvgPool2d(LayerSpec):
+    """Mean over windows."""
+
+    torch_class = "AvgPool2d"
+    type: Literal["avgpool2d"]
+    kernel_size: _Pair
+    stride: _Pair | None = None
+    padding: _Padding | tuple[_Padding, _Padding] = 0
+
+
+class AdaptiveAvgPool2d(LayerSpec):
+    """Mean over as many windows as the output has places."""
+
+    torch_class = "AdaptiveAvgPool2d"
+    type: Literal["adaptiveavgpool2d"]
+    output_size: _Pair
+
+
+class Flatten(LayerSpec):
+    """All dimensions from ``start_dim`` to ``end_dim`` become one."""
+
+    torch_class = "Flatten"
+    type: Literal["flatten"]
+    start_dim: int = Field(1, ge=1, le=8)  # dimension 0 is the batch: folding it in would mix examples
+    end_dim: int = Field(-1, ge=-8, le=8)
+
+
+class Unflatten(LayerSpec):
+    """Dimension ``dim`` becomes several."""
+
+    torch_class = "Unflatten"
+    type: Literal["unflatten"]
+    dim: int = Field(ge=1, le=8)
+    unflattened_size: tuple[PositiveInt, ...]
+
+
+class Dropout(LayerSpec):
+    """Nothing at all in evaluation; listed so that places in the list keep their numbers."""
+
+    torch_class = "Dropout"
+    type: Literal["dropout"]
+    p: float = Field(0.5, ge=0, le=1)
+
+
+class Identity(LayerSpec):
+    """Hands on its input."""
+
+    torch_class = "Identity"
+    type: Literal["identity"]
+
+
+AnyLayer = (
+    Linear
+    | Conv1d
+    | Conv2d
+    | BatchNorm1d
+    | BatchNorm2d
+    | LayerNorm
+    | GroupNorm
+    | ReLU
+    | GELU
+    | SiLU
+    | Tanh
+    | Sigmoid
+    | MaxPool2d
+    | AvgPool2d
+    | AdaptiveAvgPool2d
+    | Flatten
+    | Unflatten
+    | Dropout
+    | Identity
+)
+
+
+def _lower_type(value: Any) -> Any:
+    """Layer types are torch.nn's class names in any case."""
+    if isinstance(value, Mapping) and isinstance(value.get("type"), str):
+        return {**value, "type": value["type"].lower()}
+    return value
+
+
+AnyLayerField = Annotated[Annotated[AnyLayer, Field(discriminator="type")], BeforeValidator(_lower_type)]
+
+
+def named_layers(layers: Iterable[LayerSpec]) -> list[tuple[str, LayerSpec]]:
+    """Each layer with the name under which its tensors stand: its own, or its place in the list."""
+    return [(layer.name or str(place), layer) for place, layer in enumerate(layers)]
+
+
+def expected_tensors(layers: Iterable[LayerSpec]) -> dict[str, Shape]:
+    """Names and shapes of all floating tensors of the chain."""
+    return {
+        f"{name}.{tensor}": shape for name, layer in named_layers(layers) for tensor, shape in layer.tensors().items()
+    }

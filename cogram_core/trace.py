@@ -1,0 +1,235 @@
+"""The trace: every decision of a run, in order. Free of torch.
+
+While a run goes its rows stand in a *journal*, an Arrow IPC stream that stays readable up to its last complete batch
+whatever happens to the process. A finished run's trace is one Parquet file (zstd) with the same columns and, in its
+metadata, what ``replay`` needs beside the sources.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cogram_core.errors import Problem, ReplayError
+
+UnitKind = Literal["tensor", "layer", "neuron"]
+Action = Literal["merged", "refined", "rolled_back", "skipped"]
+
+METADATA_KEY = b"cogram"
+_BATCH_ROWS = 512
+_BATCH_SECONDS = 1.0
+_BATCH_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One merge, refinement, rollback or skip of one unit, with the losses that led to it. Losses are in nats.
+
+    ``row`` is the neuron's index; ``column`` is there for single weights. ``shares`` has one number a source;
+    ``payload`` holds shares that differ from weight to weight, as ``mixing.pack_shares`` writes them. ``step`` is how much
+    of the way from the old value to the mix was gone. ``elapsed`` is in seconds since the run began.
+    """
+
+    seq: int
+    stage: int
+    method: str
+    sweep: int
+    layer: str
+    kind: UnitKind
+    row: int | None
+    column: int | None
+    loss_before: float | None
+    loss_sources: tuple[float, ...] | None
+    spread: float | None
+    shares: tuple[float, ...] | None
+    step: float | None
+    action: Action
+    loss_after: float | None
+    reason: str
+    elapsed: float
+    payload: bytes | None = None
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("seq", pa.int64(), nullable=False),
+        pa.field("stage", pa.int32(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("sweep", pa.int32(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("row", pa.int64()),
+        pa.field("column", pa.int64()),
+        pa.field("loss_before", pa.float64()),
+        pa.field("loss_sources", pa.list_(pa.float64())),
+        pa.field("spread", pa.float64()),
+        pa.field("shares", pa.list_(pa.float64())),
+        pa.field("step", pa.float64()),
+        pa.field("action", pa.string(), nullable=False),
+        pa.field("loss_after", pa.float64()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("elapsed", pa.float64(), nullable=False),
+        pa.field("payload", pa.large_binary()),
+    ]
+)
+_COLUMNS = tuple(field.name for field in fields(Decision))
+
+
+def _batch(decisions: list[Decision]) -> pa.RecordBatch:
+    columns = {name: [getattr(decision, name) for decision in decisions] for name in _COLUMNS}
+    return pa.RecordBatch.from_arrays([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+class Journal:
+    """Writes decisions as the run goes; a batch is on its way to the disk at most a second after its first row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        self._file.flush()
+        self._waiting: list[Decision] = []
+        self._waiting_bytes = 0
+        self._oldest = 0.0
+
+    def append(self, decision: Decision) -> None:
+        """Takes one more row."""
+        if not self._waiting:
+            self._oldest = time.monotonic()
+        self._waiting.append(decision)
+        self._waiting_bytes += len(decision.payload or b"")
+        late = time.monotonic() - self._oldest > _BATCH_SECONDS
+        if late or len(self._waiting) >= _BATCH_ROWS or self._waiting_bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands all rows taken so far to the operating system, as one complete batch."""
+        if self._waiting:
+            self._stream.write_batch(_batch(self._waiting))
+            self._file.flush()
+            self._waiting, self._waiting_bytes = [], 0
+
+    def close(self) -> None:
+        """Ends the stream. Safe to call twice."""
+        if not self._file.closed:
+            self.flush()
+            self._stream.close()
+            self._file.close()
+
+    def finish(self, target: Path, metadata: Mapping[str, Any]) -> None:
+        """Ends the stream and writes its rows, batch by batch, as a Parquet file with ``metadata``."""
+        self.close()
+        schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for batch in read_journal(self.path):
+                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+
+
+def read_journal(path: Path) -> Iterator[pa.RecordBatch]:
+    """The complete batches of a journal; a batch that was cut off ends it."""
+    with path.open("rb") as file:
+        try:
+            with pa.ipc.open_stream(file) as stream:
+                yield from stream
+        except (pa.ArrowInvalid, OSError):
+            return
+
+
+class Trace:
+    """A finished trace: a Parquet file, read row group by row group."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file.
+
+        Raises:
+            ReplayError: if it is not a trace.
+        """
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ReplayError([Problem(str(path), "replay.unreadable", f"not a readable trace: {error}")]) from error
+        schema = self._file.schema_arrow
+        if METADATA_KEY not in (schema.metadata or {}) or schema.names != SCHEMA.names:
+            raise ReplayError(
+                [Problem(str(path), "replay.not_a_trace", "a Parquet file, but not the trace of a fusion")]
+            )
+        self.metadata: dict[str, Any] = json.loads(schema.metadata[METADATA_KEY])
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def decisions(self) -> Iterator[Decision]:
+        """Every decision, in order."""
+        for batch in self._file.iter_batches(batch_size=_BATCH_ROWS):
+            for row in batch.to_pylist():
+                yield Decision(**{**row, **{key: _tuple(row[key]) for key in ("loss_sources", "shares")}})
+
+    def table(self) -> pa.Table:
+        """All rows at once, without the payload."""
+        return self._file.read(columns=[name for name in SCHEMA.names if name != "payload"])
+
+
+def _tuple(value: list[float] | None) -> tuple[float, ...] | None:
+    return None if value is None else tuple(value)
+
+
+class Recorder:
+    """Numbers and times a run's decisions, writes them to the journal and tells ``listener`` of each."""
+
+    def __init__(self, journal: Journal, listener: Callable[[Decision], None]) -> None:
+        self.count = 0
+        self._journal = journal
+        self._listener = listener
+        self._start = time.monotonic()
+
+    def record(
+        self,
+        *,
+        stage: int,
+        method: str,
+        layer: str,
+        kind: UnitKind,
+        action: Action,
+        reason: str,
+        sweep: int = 0,
+        row: int | None = None,
+        loss_before: float | None = None,
+        loss_sources: tuple[float, ...] | None = None,
+        spread: float | None = None,
+        shares: tuple[float, ...] | None = None,
+        step: float | None = None,
+        loss_after: float | None = None,
+        payload: bytes | None = None,
+    ) -> None:
+        """Adds the next row of the trace."""
+        decision = Decision(
+            seq=self.count,
+            stage=stage,
+            method=method,
+            sweep=sweep,
+            layer=layer,
+            kind=kind,
+            row=row,
+            column=None,
+            loss_before=loss_before,
+            loss_sources=loss_sources,
+            spread=spread,
+            shares=shares,
+            step=step,
+            action=action,
+            loss_after=loss_after,
+            reason=reason,
+            elapsed=time.monotonic() - self._start,
+            payload=payload,
+        )
+        self.count += 1
+        self._journal.append(decision)
+        self._listener(decision)
