@@ -36,6 +36,21 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class StateName(TypeDecorator[FusionState]):
+    """A fusion's state: a string in the table, a ``FusionState`` in Python."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: FusionState | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Its plain name."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> FusionState | None:  # noqa: ARG002
+        """The member; an unknown name is an error."""
+        return None if value is None else FusionState(value)
+
+
 class Base(DeclarativeBase):
     """Names every constraint, so that migrations can drop it again."""
 
@@ -47,7 +62,13 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[str]: JSON(), list[int]: JSON()}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        datetime: UtcDateTime(),
+        FusionState: StateName(),
+        dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON(),
+        list[int]: JSON(),
+    }
 
 
 # SQLite gives rising row ids only to a column of type INTEGER.
@@ -128,9 +149,10 @@ class Fusion(Base):
     __table_args__ = (Index("ix_fusions_state_lease", "state", "lease_until"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    state: Mapped[FusionState] = mapped_column(String(16), default=FusionState.QUEUED)
+    state: Mapped[FusionState] = mapped_column(default=FusionState.QUEUED)
     recipe: Mapped[dict[str, Any]]  # as posted, defaults filled in, references resolved to ids
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    losses: Mapped[int] = mapped_column(Integer, default=0)  # attempts whose worker fell silent; not graceful stops
     worker: Mapped[str | None] = mapped_column(String(255))
     lease_until: Mapped[datetime | None]
     progress: Mapped[dict[str, Any] | None]
@@ -167,9 +189,10 @@ class Event(Base):
     """One thing that happened to a fusion, in order; what the event stream reads."""
 
     __tablename__ = "events"
+    __table_args__ = (Index("ix_events_fusion_id_id", "fusion_id", "id"),)
 
     id: Mapped[int] = mapped_column(_RowId, primary_key=True, autoincrement=True)
-    fusion_id: Mapped[str] = mapped_column(ForeignKey("fusions.id"), index=True)
+    fusion_id: Mapped[str] = mapped_column(ForeignKey("fusions.id"))
     attempt: Mapped[int] = mapped_column(Integer)
     type: Mapped[str] = mapped_column(String(32))
     data: Mapped[dict[str, Any]]
@@ -177,11 +200,12 @@ class Event(Base):
 
 
 class OutboxMessage(Base):
-    """A job id that the dispatcher has to publish; written in the transaction that made the job claimable."""
+    """A job id to publish, written in the transaction that made the job claimable, gone once it is not."""
 
     __tablename__ = "outbox"
 
     id: Mapped[int] = mapped_column(_RowId, primary_key=True, autoincrement=True)
     fusion_id: Mapped[str] = mapped_column(ForeignKey("fusions.id"), index=True)
+    queue: Mapped[str] = mapped_column(String(32))
     published_at: Mapped[datetime | None] = mapped_column(index=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)

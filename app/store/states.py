@@ -17,6 +17,7 @@ class FusionState(StrEnum):
 
 
 FINAL = frozenset({FusionState.SUCCEEDED, FusionState.FAILED, FusionState.CANCELLED})
+HELD = frozenset({FusionState.RUNNING, FusionState.CANCELLING})  # a worker holds the lease
 
 MOVES: frozenset[tuple[FusionState, FusionState]] = frozenset(
     {

@@ -1,0 +1,75 @@
+"""Fixtures that every floor's tests share: real servers, and a migrated database of either kind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.store.database import Database
+from app.store.migrate import migrate
+from tests import services
+
+
+@pytest.fixture(scope="session")
+def broker_server() -> Iterator[str]:
+    """The URL of a running Valkey."""
+    with services.broker() as url:
+        yield url
+
+
+@pytest.fixture
+def broker_url(broker_server: str) -> str:
+    """The URL of a running Valkey that holds nothing from another test."""
+    client = redis.Redis.from_url(broker_server.replace("redis+socket://", "unix://"))
+    client.flushdb()
+    client.close()
+    return broker_server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[services.PostgreSQL]:
+    """A running PostgreSQL."""
+    with services.postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the newest schema; tests take copies."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.sqlite3"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """A fresh migrated SQLite database in the test's folder."""
+    path = tmp_path / "cogram.sqlite3"
+    shutil.copyfile(migrated_sqlite, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: services.PostgreSQL) -> Iterator[str]:
+    """A fresh migrated PostgreSQL database."""
+    with postgresql_server.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh migrated database; every test that uses it runs once on each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An open, fresh, migrated database of each kind."""
+    database = Database(database_url)
+    yield database
+    database.close()

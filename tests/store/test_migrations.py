@@ -1,0 +1,72 @@
+"""Migrations make exactly the tables that the models describe, on both databases, and can be undone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect
+
+from app.store.database import Database
+from app.store.migrate import downgrade, migrate
+from app.store.models import Base
+from tests.services import PostgreSQL
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.sqlite3'}"
+        return
+    server: PostgreSQL = request.getfixturevalue("postgresql_server")
+    with server.empty_database() as url:
+        yield url
+
+
+def _tables(url: str) -> set[str]:
+    database = Database(url)
+    try:
+        return set(inspect(database.engine).get_table_names()) - {"alembic_version"}
+    finally:
+        database.close()
+
+
+def test_a_migrated_database_has_exactly_the_tables_of_the_models(database: Database) -> None:
+    with database.engine.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+    assert _tables(database.url) == set(Base.metadata.tables)
+
+
+def test_migrating_twice_changes_nothing(empty_url: str) -> None:
+    migrate(empty_url)
+    migrate(empty_url)
+    assert _tables(empty_url) == set(Base.metadata.tables)
+
+
+def test_downgrading_to_the_base_leaves_no_table(empty_url: str) -> None:
+    migrate(empty_url)
+    downgrade(empty_url, "base")
+    assert _tables(empty_url) == set()
+
+
+def test_processes_that_start_at_once_migrate_one_after_the_other(empty_url: str) -> None:
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            migrate(empty_url)
+        except BaseException as error:  # a thread's failure must reach the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert _tables(empty_url) == set(Base.metadata.tables)
