@@ -32,8 +32,8 @@ PICKLE_ADVICE = (
 )
 _ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 _METADATA_STRINGS = 20_000
-# The brackets are the header's, an entry's and its arrays'. With its name, a dtype and 3 keys an entry has 5 strings; with
-# the one after it, 8 dimensions and 2 offsets it has 11 commas.
+# The brackets are the header's, an entry's and its arrays'. With its name, a dtype and 3 keys an entry has 5 strings;
+# with the one after it, 8 dimensions and 2 offsets it has 11 commas.
 _BOUNDS = Bounds(
     depth=3,
     objects=MAX_TENSORS + 2,

@@ -115,7 +115,7 @@ class CheckpointHeader:
 
 
 class Problems:
-    """All that is wrong with a checkpoint: the first ones listed, the rest counted, so that a hostile file stays cheap."""
+    """All that is wrong with a checkpoint: the first ones listed, the rest counted, so a hostile file stays cheap."""
 
     def __init__(self) -> None:
         self._listed: list[Problem] = []

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NoReturn
 
-# A string literal; one that is never closed matches up to the end, so that no text makes the search quadratic.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?"?', re.DOTALL)
+# One that is never closed matches up to the end, so that no text makes the search quadratic.
+_STRING_WITHOUT_ESCAPES = re.compile(rb'"[^"]*+"?')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _MAX_DIGITS = 19
@@ -67,21 +67,23 @@ def parse_json(raw: bytes, bounds: Bounds) -> Any:
 
 
 def _check_bounds(raw: bytes, bounds: Bounds) -> None:
-    skeleton, strings = _STRING.subn(b"", raw)
-    for kind, count, limit in (
-        ("objects", skeleton.count(b"{"), bounds.objects),
-        ("arrays", skeleton.count(b"["), bounds.arrays),
-        ("strings", strings, bounds.strings),
-        ("commas", skeleton.count(b","), bounds.commas),
-    ):
-        if count > limit:
-            raise Malformed("too_many_values", f"has {count} {kind}, more than the {limit} that a legal file can need")
+    unescaped = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    _check_count("strings", (unescaped.count(b'"') + 1) // 2, bounds.strings)
+    skeleton = _STRING_WITHOUT_ESCAPES.sub(b"", unescaped)
+    _check_count("objects", skeleton.count(b"{"), bounds.objects)
+    _check_count("arrays", skeleton.count(b"["), bounds.arrays)
+    _check_count("commas", skeleton.count(b","), bounds.commas)
     brackets = skeleton.translate(None, _NOT_BRACKETS)
     if len(brackets) > 2 * (bounds.objects + bounds.arrays):
         raise Malformed("json", "is not valid JSON: it closes more brackets than it opens; write the file again")
     depth = max(accumulate(_STEP[bracket] for bracket in brackets), default=0)
     if depth > bounds.depth:
         raise Malformed("nesting", f"is nested {depth} deep, more than the {bounds.depth} that a legal file can need")
+
+
+def _check_count(kind: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise Malformed("too_many_values", f"has {count} {kind}, more than the {limit} that a legal file can need")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
