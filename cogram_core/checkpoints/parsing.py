@@ -22,6 +22,7 @@ from cogram_core.checkpoints.specs import (
     TensorSpec,
     name_fault,
     shown,
+    span_bytes,
 )
 from cogram_core.checkpoints.strict_json import Bounds, Malformed, RepeatedKeys, parse_json
 
@@ -190,7 +191,7 @@ def _entry(name: str, value: object, report: _Report) -> _Entry:
     shape = _shape(value["shape"], report) if "shape" in value else None
     offsets = _offsets(value["data_offsets"], report) if "data_offsets" in value else None
     if dtype is not None and shape is not None and offsets is not None:
-        expected = _count_bytes(shape, DTYPES[dtype].size, report)
+        expected = _count_bytes(shape, dtype, report)
         if expected is not None and offsets[1] - offsets[0] != expected:
             text = f"shape and dtype need {expected} bytes, data_offsets give {offsets[1] - offsets[0]}"
             report("size_mismatch", f"{text}; write the file again")
@@ -242,11 +243,9 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_COUNT
 
 
-def _count_bytes(shape: tuple[int, ...], element_size: int, report: _Report) -> int | None:
-    """Bytes of the tensor; strides are counted as if no dimension were zero, and they have to fit as well."""
-    span = element_size
-    for size in shape:
-        span *= max(size, 1)
+def _count_bytes(shape: tuple[int, ...], dtype: str, report: _Report) -> int | None:
+    """Bytes of the tensor, or None when it can't be addressed."""
+    span = span_bytes(shape, dtype)
     if span > MAX_COUNT:
         report("overflow", f"the shape spans more than {MAX_COUNT} bytes; write the file again")
         return None

@@ -156,3 +156,8 @@ def name_fault(name: str) -> str | None:
     if not name.isprintable():
         return "the name has characters that can't be printed (control characters, NUL); rename the tensor"
     return None
+
+
+def span_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes that strides reach over: a zero counts as one, because an empty tensor's strides must not overflow either."""
+    return math.prod(max(size, 1) for size in shape) * DTYPES[dtype].size
