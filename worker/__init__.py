@@ -1,0 +1,1 @@
+"""Runs fusions: takes a job id from the queue, claims the job in the database, calls the core, publishes the result."""
