@@ -1,14 +1,16 @@
 """Mixing of values by shares, exactly enough that a record of the shares gives the same bytes again.
 
-Shares are rounded to multiples of a power of two before they are used. A float32 value times such a share has at most
-41 significant bits, so the products and, but for extreme spreads of magnitude, their sum are exact in float64, and the only
-rounding is the one at the end. Hence a mix doesn't depend on the order of the sources, and equal sources give themselves.
+Shares are rounded to multiples of a power of two before they are used. A float32 value times such a share has at most 41
+significant bits, so the products and, but for extreme spreads of magnitude, their sum are exact in float64, and the only
+rounding is the one at the end. Hence a mix doesn't depend on the order of the sources, and equal sources give
+themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ def softmax_shares(losses: Sequence[float], steepness: float) -> tuple[float, ..
 
 
 def round_shares(shares: Sequence[float], bits: int = SCALAR_BITS) -> tuple[float, ...]:
-    """Nearby multiples of 2⁻ᵇⁱᵗˢ that sum to one exactly: running sums are rounded, so no share is off by more than one.
+    """Nearby multiples of 2⁻ᵇⁱᵗˢ that sum to one exactly: running sums are rounded, so no share is off by more.
 
     Args:
         shares: not negative, summing to one up to rounding.
@@ -43,7 +45,7 @@ def round_shares(shares: Sequence[float], bits: int = SCALAR_BITS) -> tuple[floa
     unit = 1 << bits
     bounds = [round(math.fsum(shares[: place + 1]) * unit) for place in range(len(shares) - 1)]
     bounds = [0, *(min(bound, unit) for bound in bounds), unit]
-    return tuple((high - low) / unit for low, high in zip(bounds, bounds[1:], strict=False))
+    return tuple((high - low) / unit for low, high in pairwise(bounds))
 
 
 def mix(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -81,9 +83,18 @@ def mix_elementwise(values: Sequence[Tensor], bounds: Tensor) -> Tensor:
     unit = 1 << ELEMENTWISE_BITS
     edges = [torch.zeros_like(bounds[0]), *bounds, torch.full_like(bounds[0], unit)]
     total = torch.zeros_like(values[0], dtype=torch.float64)
-    for value, low, high in zip(values, edges, edges[1:], strict=False):
+    for value, (low, high) in zip(values, pairwise(edges), strict=True):
         total += value.double() * ((high - low).double() / unit)
     return total
+
+
+def mean_shares(bounds: Tensor) -> tuple[float, ...]:
+    """The mean share of each source over all elements; equal shares where there are none."""
+    sources, unit = len(bounds) + 1, 1 << ELEMENTWISE_BITS
+    if bounds[0].numel() == 0:
+        return (1.0 / sources,) * sources
+    edges = [0.0, *(float(bound.double().mean()) / unit for bound in bounds), 1.0]
+    return tuple(high - low for low, high in pairwise(edges))
 
 
 def pack_shares(bounds: Tensor) -> bytes:

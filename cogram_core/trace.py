@@ -33,8 +33,8 @@ class Decision:
     """One merge, refinement, rollback or skip of one unit, with the losses that led to it. Losses are in nats.
 
     ``row`` is the neuron's index; ``column`` is there for single weights. ``shares`` has one number a source;
-    ``payload`` holds shares that differ from weight to weight, as ``mixing.pack_shares`` writes them. ``step`` is how much
-    of the way from the old value to the mix was gone. ``elapsed`` is in seconds since the run began.
+    ``payload`` holds shares that differ from weight to weight, as ``mixing.pack_shares`` writes them. ``step`` is how
+    much of the way from the old value to the mix was gone. ``elapsed`` is in seconds since the run began.
     """
 
     seq: int

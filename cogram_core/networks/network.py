@@ -68,7 +68,8 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(iter(self._live.values())).device
+        device: torch.device = next(iter(self._live.values())).device
+        return device
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +83,8 @@ class Network:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor itself, not a copy."""
-        return self._live[name].detach()
+        tensor: Tensor = self._live[name].detach()
+        return tensor
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Copies a full state in."""

@@ -11,7 +11,7 @@ from cogram_core.recipe.layers import LayerSpec, named_layers
 
 
 class Chain(nn.Module):
-    """Layers one after the other, each registered under its own dotted name so that tensor names fit the checkpoint's."""
+    """Layers one after the other, each under its own dotted name, so that tensor names fit the checkpoint's."""
 
     def __init__(self, layers: Sequence[LayerSpec]) -> None:
         super().__init__()

@@ -1,0 +1,132 @@
+"""What a method is, and what it is given. Methods differ in kind:
+
+TensorMethod     merging, tensor by tensor, without data: any state dict of any architecture
+NetworkMethod    merging from data, or refining the current network; sees the network and the sources
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from cogram_core.errors import FusionStopped
+from cogram_core.evaluation.datasets import Dataset
+from cogram_core.networks.network import Network
+from cogram_core.observer import Observer, StageInfo
+from cogram_core.trace import Recorder
+
+__all__ = ["Field", "MethodParams", "NetworkMethod", "Source", "StageContext", "TensorMethod"]
+
+
+class MethodParams(BaseModel):
+    """Parameters of a method: validated, frozen, unknown keys refused.
+
+    ``ascending`` names pairs of fields whose values may not fall; it goes into the catalogue, so that the API refuses
+    what breaks it without loading torch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    ascending: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @model_validator(mode="after")
+    def _check_order(self) -> MethodParams:
+        for low, high in self.ascending:
+            first, second = getattr(self, low), getattr(self, high)
+            if first is not None and second is not None and first > second:
+                raise ValueError(f"{low} ({first}) is above {high} ({second})")
+        return self
+
+
+class Source(Protocol):
+    """A checkpoint that is to be fused, its tensors read one by one."""
+
+    name: str
+    weight: float
+    data: Dataset | None
+
+    def read(self, tensor: str) -> Tensor:
+        """One tensor, in the compute dtype, on the run's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage works with. The network holds M; a merging stage overwrites it, a refining one improves it."""
+
+    info: StageInfo
+    sources: Sequence[Source]
+    network: Network
+    evaluation: Dataset | None
+    seed: int
+    recorder: Recorder
+    observer: Observer
+    milestone: Callable[[str], None]
+    """Called with a label when M is worth comparing: the guard scores it there and then."""
+
+    @property
+    def record(self) -> Callable[..., None]:
+        """``Recorder.record`` for this stage."""
+        return partial(self.recorder.record, stage=self.info.index, method=self.info.method)
+
+    def progress(self, done: int, total: int) -> None:
+        """Tells the observer, and stops the run if it asks for that.
+
+        Raises:
+            FusionStopped: if the observer wants the run to end.
+        """
+        self.observer.progress(self.info, done, total)
+        self.check_stop()
+
+    def check_stop(self) -> None:
+        """Stops the run if the observer asks for it.
+
+        Raises:
+            FusionStopped: if the observer wants the run to end.
+        """
+        if self.observer.should_stop():
+            raise FusionStopped(f"stopped in stage {self.info.index} ({self.info.method})")
+
+    def evaluation_data(self) -> Dataset:
+        """The evaluation data, which the recipe's rules guarantee to be there for methods that need it."""
+        assert self.evaluation is not None
+        return self.evaluation
+
+
+@dataclass(frozen=True)
+class TensorMethod:
+    """Merges one tensor of all sources at a time: ``merge(tensors, weights, params)``.
+
+    ``merge`` gets n tensors of one shape in the compute dtype and n positive weights, and returns one float64 tensor of
+    that shape. It must depend on nothing else, so that a replay can call it again.
+    """
+
+    name: str
+    params: type[MethodParams]
+    merge: Callable[[Sequence[Tensor], Sequence[float], Any], Tensor]
+    kind: Literal["merging"] = "merging"
+    per_tensor: bool = True
+    needs_data: bool = False
+    needs_base: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkMethod:
+    """Works on the network with the sources and data: ``run(context, params)`` leaves its result in the network."""
+
+    name: str
+    params: type[MethodParams]
+    run: Callable[[StageContext, Any], None]
+    kind: Literal["merging", "refining"]
+    per_tensor: bool = False
+    needs_data: bool = True
+    needs_base: bool = False
+
+
+def parse_params(method: TensorMethod | NetworkMethod, values: Mapping[str, Any]) -> MethodParams:
+    """The method's own model of its parameters."""
+    return method.params.model_validate(dict(values))

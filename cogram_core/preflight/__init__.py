@@ -1,0 +1,15 @@
+"""All that headers alone can tell, all problems at once, with estimates. Free of torch and numpy: the API runs it."""
+
+from cogram_core.preflight.checks import Estimates, Preflight, preflight
+from cogram_core.preflight.data import DatasetFacts, read_dataset_facts
+from cogram_core.preflight.summaries import CheckpointSummary, summarise_checkpoint
+
+__all__ = [
+    "CheckpointSummary",
+    "DatasetFacts",
+    "Estimates",
+    "Preflight",
+    "preflight",
+    "read_dataset_facts",
+    "summarise_checkpoint",
+]

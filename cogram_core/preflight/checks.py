@@ -1,0 +1,188 @@
+"""Holds a recipe against the headers of its checkpoints and the facts of its data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cogram_core.checkpoints.header import DTYPES, CheckpointHeader
+from cogram_core.errors import Problem
+from cogram_core.preflight.data import DatasetFacts
+from cogram_core.preflight.summaries import CheckpointSummary
+from cogram_core.recipe.document import Recipe, Source
+from cogram_core.recipe.layers import Conv1d, Conv2d, Flatten, LayerSpec, Linear, expected_tensors
+from cogram_core.recipe.methods import catalogue
+
+_LISTED = 50
+_ELEMENTWISE = {"relu", "gelu", "silu", "tanh", "sigmoid", "dropout", "identity"}
+# Trace rows and report beside the tensors, and what Python and torch take.
+_FIXED_MEMORY = 400 * 2**20
+_FIXED_DISK = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Bytes of memory and disk that a run is expected to take; meant for admission, right within a factor of about two."""
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found: problems, the network's layers where a network is needed, estimates."""
+
+    problems: tuple[Problem, ...]
+    layers: tuple[LayerSpec, ...] | None
+    estimates: Estimates
+
+
+def needs_network(recipe: Recipe) -> bool:
+    """Whether anything in the recipe runs forward; else any state dict of any architecture will do."""
+    return recipe.guard.mode != "off" or any(catalogue()[stage.method].needs_data for stage in recipe.stages)
+
+
+def preflight(
+    recipe: Recipe, checkpoints: Mapping[str, CheckpointSummary], datasets: Mapping[str, DatasetFacts]
+) -> Preflight:
+    """Everything that is wrong with a recipe's inputs.
+
+    Args:
+        recipe: with every reference of a checkpoint in ``checkpoints`` and every reference of data in ``datasets``.
+        checkpoints: summaries by reference.
+        datasets: facts by reference.
+    """
+    first = checkpoints[recipe.sources[0].checkpoint]
+    problems = list(_compare_sources(recipe, checkpoints))
+    layers: tuple[LayerSpec, ...] | None = None
+    if needs_network(recipe):
+        layers, found = _network(recipe, first)
+        problems += found
+        if layers is not None:
+            for location, facts in _data(recipe, datasets):
+                problems += _compare_data(layers, facts, location)
+    return Preflight(tuple(_limited(problems)), layers, _estimates(recipe, first.header, datasets))
+
+
+def _limited(problems: list[Problem]) -> Iterator[Problem]:
+    yield from problems[:_LISTED]
+    if len(problems) > _LISTED:
+        message = f"{len(problems) - _LISTED} more problems are not listed; repair those above first"
+        yield Problem("", "preflight.more_problems", message)
+
+
+def _compare_sources(recipe: Recipe, checkpoints: Mapping[str, CheckpointSummary]) -> Iterator[Problem]:
+    reference, *others = recipe.sources
+    for source in others:
+        yield from _compare_headers(
+            reference, checkpoints[reference.checkpoint].header, source, checkpoints[source.checkpoint].header
+        )
+
+
+def _compare_headers(
+    first: Source, expected: CheckpointHeader, source: Source, found: CheckpointHeader
+) -> Iterator[Problem]:
+    for name in sorted(expected.tensors.keys() | found.tensors.keys()):
+        place = f"{source.name}: {name}"
+        one, other = expected.tensors.get(name), found.tensors.get(name)
+        if other is None:
+            message = f"is missing here, {first.name} has it; sources must have the same tensors"
+            yield Problem(place, "sources.missing_tensor", message)
+        elif one is None:
+            message = f"is here, {first.name} has no such tensor; sources must have the same tensors"
+            yield Problem(place, "sources.unexpected_tensor", message)
+        elif one.shape != other.shape:
+            message = f"has shape {list(other.shape)}, in {first.name} it is {list(one.shape)}; fuse like with like"
+            yield Problem(place, "sources.shape_mismatch", message)
+        elif one.dtype != other.dtype:
+            message = f"is {other.dtype}, in {first.name} it is {one.dtype}; convert one of the two"
+            yield Problem(place, "sources.dtype_mismatch", message)
+
+
+def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[LayerSpec, ...] | None, list[Problem]]:
+    layers = first.layers if recipe.network == "auto" else recipe.network.layers
+    if layers is None:
+        return None, [Problem("network", "network.not_inferred", first.obstacle)]
+    expected = expected_tensors(layers)
+    found = {name: spec.shape for name, spec in first.header.tensors.items() if spec.floating}
+    name = recipe.sources[0].name
+    problems = []
+    for tensor in sorted(expected.keys() | found.keys()):
+        if tensor not in found:
+            message = f"the network has a tensor {list(expected[tensor])}, the checkpoint has none of this name"
+            problems.append(Problem(f"{name}: {tensor}", "network.missing_tensor", message + "; correct the layers"))
+        elif tensor not in expected:
+            message = f"the checkpoint has a tensor {list(found[tensor])}, the network has none of this name"
+            problems.append(Problem(f"{name}: {tensor}", "network.unexpected_tensor", message + "; correct the layers"))
+        elif found[tensor] != expected[tensor]:
+            message = f"has shape {list(found[tensor])}, the network's is {list(expected[tensor])}; correct the layers"
+            problems.append(Problem(f"{name}: {tensor}", "network.shape_mismatch", message))
+    return layers, problems
+
+
+def _data(recipe: Recipe, datasets: Mapping[str, DatasetFacts]) -> Iterator[tuple[str, DatasetFacts]]:
+    for reference in recipe.references():
+        if reference.kind == "dataset":
+            yield reference.location, datasets[reference.value]
+
+
+def _compare_data(layers: tuple[LayerSpec, ...], facts: DatasetFacts, location: str) -> Iterator[Problem]:
+    if (message := _wrong_input(layers, facts.input_shape)) is not None:
+        yield Problem(f"{location}: inputs", "dataset.wrong_shape", message)
+    classes = _classes(layers)
+    if classes is not None and (facts.target_min < 0 or facts.target_max >= classes):
+        message = (
+            f"targets reach from {facts.target_min} to {facts.target_max}, but the network has the classes 0 to "
+            f"{classes - 1}; correct the targets"
+        )
+        yield Problem(f"{location}: targets", "dataset.targets_outside_classes", message)
+
+
+def _wrong_input(layers: tuple[LayerSpec, ...], shape: tuple[int, ...]) -> str | None:
+    """Why the first layer with weights can't take an input, as far as that can be told without running."""
+    for layer in layers:
+        if isinstance(layer, Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
+            shape = (math.prod(shape),)
+        elif isinstance(layer, Linear):
+            if shape[-1] != layer.in_features:
+                return f"an input has shape {list(shape)}, the first layer takes {layer.in_features} features"
+            return None
+        elif isinstance(layer, Conv1d | Conv2d):
+            dimensions = 2 if isinstance(layer, Conv1d) else 3
+            if len(shape) != dimensions or shape[0] != layer.in_channels:
+                wanted = f"{layer.in_channels} channels in {dimensions} dimensions"
+                return f"an input has shape {list(shape)}, the first layer takes {wanted}"
+            return None
+        elif layer.torch_class.lower() not in _ELEMENTWISE:
+            return None
+    return None
+
+
+def _classes(layers: tuple[LayerSpec, ...]) -> int | None:
+    for layer in reversed(layers):
+        if isinstance(layer, Linear):
+            return layer.out_features
+        if layer.torch_class.lower() not in _ELEMENTWISE:
+            return None
+    return None
+
+
+def _estimates(recipe: Recipe, header: CheckpointHeader, datasets: Mapping[str, DatasetFacts]) -> Estimates:
+    """The network once in the compute dtype, float64 statistics of each source, the data; the output and the trace."""
+    element = 8 if recipe.compute_dtype == "float64" else 4
+    methods = {stage.method for stage in recipe.stages}
+    statistics = 8 * (len(recipe.sources) + 2) if "fisher" in methods else 16
+    used = {reference.value for reference in recipe.references() if reference.kind == "dataset"}
+    data = sum(datasets[value].examples * math.prod(datasets[value].input_shape) for value in used) * element
+    largest = max((spec.elements for spec in header.tensors.values()), default=0)
+    payload = 2 * (len(recipe.sources) - 1) * header.parameters if "fisher" in methods else 0
+    out = header.nbytes if recipe.output.dtype == "source" else header.parameters * _itemsize(recipe.output.dtype)
+    return Estimates(
+        memory_bytes=_FIXED_MEMORY + header.parameters * (2 * element + statistics) + 2 * data + 24 * largest,
+        disk_bytes=_FIXED_DISK + out + 2 * payload,
+    )
+
+
+def _itemsize(dtype: str) -> int:
+    return DTYPES[{"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]].size
