@@ -159,5 +159,5 @@ def name_fault(name: str) -> str | None:
 
 
 def span_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes that strides reach over: a zero counts as one, because an empty tensor's strides must not overflow either."""
+    """Bytes that strides reach over: a zero counts as one, for an empty tensor has strides that must fit as well."""
     return math.prod(max(size, 1) for size in shape) * DTYPES[dtype].size

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cogram_core.checkpoints.header import read_checkpoint_header
 from cogram_core.checkpoints.reader import CheckpointReader
+from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES
 from cogram_core.errors import DatasetError, Problem
-
-INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+from cogram_core.preflight.data import check_dataset_header, target_problems, tensor_problems
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,7 @@ def read_dataset(path: Path, dtype: torch.dtype) -> Dataset:
         DatasetError: if tensors are missing or don't fit together.
     """
     header = read_checkpoint_header(path)
-    missing = [name for name in ("inputs", "targets") if name not in header.tensors]
-    if missing:
-        raise DatasetError(
-            Problem(str(path), "dataset.missing_tensor", f"has no tensor {name!r}; a dataset has inputs and targets")
-            for name in missing
-        )
+    check_dataset_header(header, str(path))
     with CheckpointReader(header) as reader:
         return make_dataset(reader.read("inputs"), reader.read("targets"), dtype, str(path))
 
@@ -68,20 +63,9 @@ def make_dataset(inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str
     Raises:
         DatasetError: listing everything that doesn't fit.
     """
-    problems = []
-    if targets.dtype not in INTEGER_DTYPES or targets.ndim != 1:
-        what = f"{targets.dtype} of shape {tuple(targets.shape)}"
-        message = f"must be one integer class an example, shape (N,); here {what}"
-        problems.append(Problem(f"{place}: targets", "dataset.invalid_targets", message))
-    if inputs.ndim < 2 or inputs.dtype == torch.bool:
-        what = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
-        problems.append(
-            Problem(f"{place}: inputs", "dataset.invalid_inputs", f"must be numbers of shape (N, ...); here {what}")
-        )
-    elif inputs.shape[0] != targets.shape[0] or inputs.shape[0] == 0:
-        message = f"{inputs.shape[0]} inputs and {targets.shape[0]} targets; there must be as many, and at least one"
-        problems.append(Problem(place, "dataset.length_mismatch", message))
-    elif not torch.isfinite(inputs).all():
+    names = [DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) for tensor in (inputs, targets)]
+    problems = tensor_problems(names[0], tuple(inputs.shape), names[1], tuple(targets.shape), place)
+    if not problems and not torch.isfinite(inputs.to(dtype)).all():
         problems.append(Problem(f"{place}: inputs", "dataset.not_finite", "holds NaN or infinity; take them out"))
     if problems:
         raise DatasetError(problems)
@@ -90,8 +74,4 @@ def make_dataset(inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str
 
 def check_targets(dataset: Dataset, classes: int, place: str) -> list[Problem]:
     """The problem of targets that the network has no class for."""
-    low, high = int(dataset.targets.min()), int(dataset.targets.max())
-    if low >= 0 and high < classes:
-        return []
-    message = f"targets reach from {low} to {high}, but the network has the classes 0 to {classes - 1}"
-    return [Problem(f"{place}: targets", "dataset.targets_outside_classes", message + "; correct the targets")]
+    return target_problems(int(dataset.targets.min()), int(dataset.targets.max()), classes, place)

@@ -108,9 +108,9 @@ def _merge_tensor(context: StageContext, name: str, fishers: Sequence[Tensor | N
     known = [fisher for fisher in fishers if fisher is not None and bool(torch.isfinite(fisher).all())]
     usable = len(known) == len(values)
     # Without Fisher information every element counts the same, and the shares become those of the weighted mean.
-    fishers = known if usable else [torch.ones_like(value, dtype=torch.float64) for value in values]
+    importance = known if usable else [torch.ones_like(value, dtype=torch.float64) for value in values]
     bounds = elementwise_bounds(
-        [source.weight * (fisher + epsilon) for source, fisher in zip(context.sources, fishers, strict=True)]
+        [source.weight * (entry + epsilon) for source, entry in zip(context.sources, importance, strict=True)]
     )
     context.network.tensor(name).copy_(mix_elementwise(values, bounds))
     context.record(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cogram_core.checkpoints.header import DTYPES, CheckpointHeader
 from cogram_core.errors import Problem
-from cogram_core.preflight.data import DatasetFacts
+from cogram_core.preflight.data import DatasetFacts, target_problems
 from cogram_core.preflight.summaries import CheckpointSummary
 from cogram_core.recipe.document import Recipe, Source
 from cogram_core.recipe.layers import Conv1d, Conv2d, Flatten, LayerSpec, Linear, expected_tensors
@@ -131,12 +131,8 @@ def _compare_data(layers: tuple[LayerSpec, ...], facts: DatasetFacts, location: 
     if (message := _wrong_input(layers, facts.input_shape)) is not None:
         yield Problem(f"{location}: inputs", "dataset.wrong_shape", message)
     classes = _classes(layers)
-    if classes is not None and (facts.target_min < 0 or facts.target_max >= classes):
-        message = (
-            f"targets reach from {facts.target_min} to {facts.target_max}, but the network has the classes 0 to "
-            f"{classes - 1}; correct the targets"
-        )
-        yield Problem(f"{location}: targets", "dataset.targets_outside_classes", message)
+    if classes is not None:
+        yield from target_problems(facts.target_min, facts.target_max, classes, location)
 
 
 def _wrong_input(layers: tuple[LayerSpec, ...], shape: tuple[int, ...]) -> str | None:

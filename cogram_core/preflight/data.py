@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cogram_core.checkpoints.header import DTYPES, CheckpointHeader, TensorSpec, read_checkpoint_header
 from cogram_core.errors import DatasetError, Problem
 
 # struct's letters for the integer types that a class may have.
-_INTEGERS = {"U8": "B", "I8": "b", "I16": "h", "U16": "H", "I32": "i", "U32": "I", "I64": "q"}
+_INTEGERS: Mapping[str, Literal["B", "b", "h", "H", "i", "I", "q"]] = {
+    "U8": "B",
+    "I8": "b",
+    "I16": "h",
+    "U16": "H",
+    "I32": "i",
+    "U32": "I",
+    "I64": "q",
+}
 _CHUNK = 2**20
 
 
@@ -31,38 +41,54 @@ def read_dataset_facts(path: Path) -> DatasetFacts:
         DatasetError: listing everything that keeps it from being a dataset.
     """
     header = read_checkpoint_header(path)
-    problems = dataset_problems(header, path.name)
-    if problems:
-        raise DatasetError(problems)
+    check_dataset_header(header, path.name)
     low, high = _range(header.tensors["targets"])
     shape = header.tensors["inputs"].shape
     return DatasetFacts(shape[0], shape[1:], low, high)
 
 
-def dataset_problems(header: CheckpointHeader, place: str) -> list[Problem]:
-    """Everything that keeps a safetensors file from being a dataset."""
+def check_dataset_header(header: CheckpointHeader, place: str) -> None:
+    """Checks that a safetensors file is a dataset, as far as its header tells.
+
+    Raises:
+        DatasetError: listing everything that keeps it from being one.
+    """
     missing = [name for name in ("inputs", "targets") if name not in header.tensors]
     if missing:
-        return [
+        raise DatasetError(
             Problem(place, "dataset.missing_tensor", f"has no tensor {name!r}; a dataset has inputs and targets")
             for name in missing
-        ]
-    inputs, targets = header.tensors["inputs"], header.tensors["targets"]
-    problems = []
-    if targets.dtype not in _INTEGERS or len(targets.shape) != 1:
-        what = f"{targets.dtype} {list(targets.shape)}"
-        message = f"must be one integer class an example, shape [N]; here {what}"
-        problems.append(Problem(f"{place}: targets", "dataset.invalid_targets", message))
-    if inputs.dtype == "BOOL" or len(inputs.shape) < 2:
-        what = f"{inputs.dtype} {list(inputs.shape)}"
-        problems.append(
-            Problem(f"{place}: inputs", "dataset.invalid_inputs", f"must be numbers of shape [N, ...]; here {what}")
         )
-    elif inputs.shape[0] != (targets.shape or (0,))[0] or inputs.shape[0] == 0:
-        counts = f"{inputs.shape[0]} inputs and {(targets.shape or (0,))[0]} targets"
-        message = f"{counts}; there must be as many, and at least one"
+    inputs, targets = header.tensors["inputs"], header.tensors["targets"]
+    problems = tensor_problems(inputs.dtype, inputs.shape, targets.dtype, targets.shape, place)
+    if problems:
+        raise DatasetError(problems)
+
+
+def tensor_problems(
+    input_dtype: str, input_shape: tuple[int, ...], target_dtype: str, target_shape: tuple[int, ...], place: str
+) -> list[Problem]:
+    """Everything that keeps two tensors, by safetensors dtype and shape, from being inputs and targets."""
+    problems = []
+    if target_dtype not in _INTEGERS or len(target_shape) != 1:
+        message = f"must be one integer class an example, shape [N]; here {target_dtype} {list(target_shape)}"
+        problems.append(Problem(f"{place}: targets", "dataset.invalid_targets", message))
+    if input_dtype == "BOOL" or len(input_shape) < 2:
+        message = f"must be numbers of shape [N, ...]; here {input_dtype} {list(input_shape)}"
+        problems.append(Problem(f"{place}: inputs", "dataset.invalid_inputs", message))
+    elif input_shape[:1] != target_shape[:1] or input_shape[0] == 0:
+        counts = f"inputs {list(input_shape[:1])} and targets {list(target_shape[:1])}"
+        message = f"{counts} differ in length or are empty; there must be one target an input"
         problems.append(Problem(place, "dataset.length_mismatch", message))
     return problems
+
+
+def target_problems(low: int, high: int, classes: int, place: str) -> list[Problem]:
+    """The problem of targets from ``low`` to ``high`` that the network has no class for."""
+    if low >= 0 and high < classes:
+        return []
+    message = f"reach from {low} to {high}, but the network has the classes 0 to {classes - 1}; correct the targets"
+    return [Problem(f"{place}: targets", "dataset.targets_outside_classes", message)]
 
 
 def _range(spec: TensorSpec) -> tuple[int, int]:
@@ -76,6 +102,6 @@ def _range(spec: TensorSpec) -> tuple[int, int]:
             if not chunk:
                 raise DatasetError([Problem(spec.file.name, "dataset.truncated", "ends early; copy the file again")])
             values = memoryview(chunk).cast(_INTEGERS[spec.dtype])
-            low, high = min(low, *values, low), max(high, *values, high)
+            low, high = min(low, min(values)), max(high, max(values))
             left -= len(chunk)
     return low, high

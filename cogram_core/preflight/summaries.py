@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -86,7 +87,7 @@ def infer_layers(header: CheckpointHeader) -> tuple[tuple[LayerSpec, ...] | None
     for name, tensors in chain:
         if (obstacle := _not_linear(tensors)) is not None:
             return None, f"module {name!r} {obstacle}, so the network can't be inferred; {remedy}"
-    for (before, left), (after, right) in zip(chain, chain[1:], strict=False):
+    for (before, left), (after, right) in pairwise(chain):
         out, into = left["weight"].shape[0], right["weight"].shape[1]
         if out != into:
             return None, f"{before!r} gives {out} values but {after!r} takes {into}, so they are no chain; {remedy}"
