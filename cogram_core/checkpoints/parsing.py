@@ -32,15 +32,17 @@ PICKLE_ADVICE = (
     "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 )
 _ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
+# A file a little over the limit is to hear of its tensors, not of its brackets.
+_ROOM = 1_000
 _METADATA_STRINGS = 20_000
 # The brackets are the header's, an entry's and its arrays'. With its name, a dtype and 3 keys an entry has 5 strings;
 # with the one after it, 8 dimensions and 2 offsets it has 11 commas.
 _BOUNDS = Bounds(
     depth=3,
-    objects=MAX_TENSORS + 2,
-    arrays=2 * MAX_TENSORS,
-    strings=5 * MAX_TENSORS + _METADATA_STRINGS,
-    commas=11 * MAX_TENSORS + _METADATA_STRINGS,
+    objects=MAX_TENSORS + _ROOM,
+    arrays=2 * (MAX_TENSORS + _ROOM),
+    strings=5 * (MAX_TENSORS + _ROOM) + _METADATA_STRINGS,
+    commas=11 * (MAX_TENSORS + _ROOM) + _METADATA_STRINGS,
 )
 
 
