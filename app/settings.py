@@ -27,6 +27,12 @@ class Settings(BaseSettings):
     max_attempts: PositiveInt = Field(3, validation_alias="COGRAM_MAX_ATTEMPTS")
     republish_seconds: PositiveFloat = Field(120.0, validation_alias="COGRAM_REPUBLISH_SECONDS")
     poll_seconds: PositiveFloat = Field(0.2, validation_alias="COGRAM_POLL_SECONDS", description="outbox, cancel flag")
+    heartbeat_comment_seconds: PositiveFloat = Field(
+        15.0, validation_alias="COGRAM_HEARTBEAT_COMMENT_SECONDS", description="a silent event stream says it lives"
+    )
+    min_free_bytes: int = Field(
+        256 * 2**20, ge=0, validation_alias="COGRAM_MIN_FREE_BYTES", description="below it the service is not ready"
+    )
     max_upload_bytes: PositiveInt = Field(200 * 2**30, validation_alias="COGRAM_MAX_UPLOAD_BYTES")
     max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
 

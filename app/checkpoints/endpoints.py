@@ -1,0 +1,82 @@
+"""Checkpoints over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from app.checkpoints import service
+from app.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointPage, TensorOut, TensorPage
+from app.context import Ctx
+from app.errors import declared
+from app.paging import Limit, PageToken, decode_number, decode_text, encode_token
+from app.store.models import Checkpoint
+from app.uploads.schemas import UploadedFileOut
+
+router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
+
+
+@router.post("", status_code=201, responses=declared(400, 409, 413))
+def create_checkpoint(wanted: CheckpointIn, response: Response, ctx: Ctx) -> CheckpointOut:
+    """Make a checkpoint of uploaded files; their headers are checked, and every problem is listed."""
+    with ctx.database.reading() as session:
+        candidate = service.gather(session, wanted)
+    summary = service.examine(candidate, ctx.blobs)  # outside of transactions: a long header must not stop writers
+    with ctx.database.transaction() as session:
+        checkpoint = service.create(session, candidate, summary)
+    response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
+    return _out(checkpoint)
+
+
+@router.get("", responses=declared())
+def list_checkpoints(
+    ctx: Ctx,
+    name: Annotated[str | None, Query(max_length=128)] = None,
+    limit: Limit = 50,
+    page_token: PageToken = None,
+) -> CheckpointPage:
+    """Checkpoints, newest first."""
+    with ctx.database.reading() as session:
+        found = service.page(session, name, decode_text(page_token), limit)
+    following = encode_token(found[-1].id) if len(found) == limit else None
+    return CheckpointPage(items=[_out(checkpoint) for checkpoint in found], next_page_token=following)
+
+
+@router.get("/{checkpoint_id}", responses=declared(404))
+def get_checkpoint(checkpoint_id: str, ctx: Ctx) -> CheckpointOut:
+    """One checkpoint."""
+    with ctx.database.reading() as session:
+        return _out(service.get(session, checkpoint_id))
+
+
+@router.get("/{checkpoint_id}/tensors", responses=declared(404))
+def list_tensors(checkpoint_id: str, ctx: Ctx, limit: Limit = 1000, page_token: PageToken = None) -> TensorPage:
+    """The checkpoint's tensors, by name."""
+    start = decode_number(page_token)
+    with ctx.database.reading() as session:
+        checkpoint = service.get(session, checkpoint_id)
+    found = service.tensors(checkpoint, ctx.blobs, start, limit)
+    items = [TensorOut(name=spec.name, dtype=spec.dtype, shape=list(spec.shape), file=path) for spec, path in found]
+    return TensorPage(items=items, next_page_token=encode_token(start + limit) if len(items) == limit else None)
+
+
+@router.delete("/{checkpoint_id}", status_code=204, responses=declared(404, 409))
+def delete_checkpoint(checkpoint_id: str, ctx: Ctx) -> None:
+    """Remove a checkpoint that no fusion uses."""
+    with ctx.database.transaction() as session:
+        service.delete(session, checkpoint_id)
+
+
+def _out(checkpoint: Checkpoint) -> CheckpointOut:
+    return CheckpointOut(
+        id=checkpoint.id,
+        name=checkpoint.name,
+        sha256=checkpoint.sha256,
+        tensors=checkpoint.tensors,
+        parameters=checkpoint.parameters,
+        dtypes=checkpoint.dtypes,
+        network_kind=checkpoint.network_kind,
+        files=[UploadedFileOut(path=file.path, size=file.size, sha256=file.digest) for file in checkpoint.files],
+        created_at=checkpoint.created_at,
+    )

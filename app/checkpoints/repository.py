@@ -1,0 +1,42 @@
+"""Every select on checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.store.models import Checkpoint, FusionInput
+
+
+def get(session: Session, checkpoint_id: str) -> Checkpoint | None:
+    """By id."""
+    return session.get(Checkpoint, checkpoint_id)
+
+
+def get_locked(session: Session, checkpoint_id: str) -> Checkpoint | None:
+    """By id; nobody else may begin to use or remove it until the transaction ends."""
+    return session.get(Checkpoint, checkpoint_id, with_for_update=True)
+
+
+def newest_named(session: Session, name: str) -> Checkpoint | None:
+    """The latest checkpoint of a name."""
+    chosen = select(Checkpoint).where(Checkpoint.name == name).order_by(Checkpoint.id.desc()).limit(1)
+    return session.scalars(chosen).one_or_none()
+
+
+def page(session: Session, name: str | None, before: str | None, limit: int) -> Sequence[Checkpoint]:
+    """Newest first, from below the id ``before``."""
+    chosen = select(Checkpoint).order_by(Checkpoint.id.desc()).limit(limit)
+    if name is not None:
+        chosen = chosen.where(Checkpoint.name == name)
+    if before is not None:
+        chosen = chosen.where(Checkpoint.id < before)
+    return session.scalars(chosen).all()
+
+
+def users(session: Session, checkpoint_id: str) -> Sequence[str]:
+    """Ids of a few fusions that use it."""
+    chosen = select(FusionInput.fusion_id).where(FusionInput.reference == checkpoint_id)
+    return session.scalars(chosen.order_by(FusionInput.fusion_id).limit(3)).all()

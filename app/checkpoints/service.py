@@ -1,0 +1,125 @@
+"""Rules about checkpoints: what makes one, and when it may go."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.checkpoints import repository
+from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesChanged, FilesMissing
+from app.checkpoints.schemas import CheckpointIn
+from app.store.blobs import BlobStore
+from app.store.ids import new_checkpoint_id
+from app.store.models import Checkpoint, CheckpointFile, UploadedFile
+from app.uploads import repository as uploads
+from cogram_core.checkpoints.header import TensorSpec
+from cogram_core.errors import Problem
+from cogram_core.preflight import CheckpointSummary, summarise_checkpoint
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Uploaded files that may become a checkpoint."""
+
+    name: str
+    files: tuple[UploadedFile, ...]
+
+
+def gather(session: Session, wanted: CheckpointIn) -> Candidate:
+    """The uploaded files that the request names.
+
+    Raises:
+        FilesMissing: listing every file that is not there.
+    """
+    uploaded = {file.path: file for file in uploads.of_name(session, "checkpoint", wanted.name)}
+    paths = sorted(set(wanted.files)) if wanted.files is not None else sorted(uploaded)
+    if not paths:
+        remedy = f"PUT /v1/checkpoints/{wanted.name}/files/model.safetensors first"
+        raise FilesMissing.single("name", f"no file was uploaded under the name {wanted.name!r}; {remedy}")
+    missing = [
+        Problem("files", FilesMissing.code, f"{path!r} was not uploaded under the name {wanted.name!r}; PUT it first")
+        for path in paths
+        if path not in uploaded
+    ]
+    if missing:
+        raise FilesMissing(f"{len(missing)} of the files were not uploaded.", errors=missing)
+    return Candidate(wanted.name, tuple(uploaded[path] for path in paths))
+
+
+def examine(candidate: Candidate, blobs: BlobStore) -> CheckpointSummary:
+    """Reads the headers; raises the core's CheckpointError with all that is wrong."""
+    return summarise_checkpoint({file.path: blobs.path(file.digest) for file in candidate.files})
+
+
+def create(session: Session, candidate: Candidate, summary: CheckpointSummary) -> Checkpoint:
+    """The new checkpoint; its files are no longer loose uploads.
+
+    Raises:
+        FilesChanged: when a file was replaced since it was examined.
+    """
+    for file in candidate.files:
+        if not uploads.take(session, file):
+            raise FilesChanged(f"{file.path!r} was replaced or used while its header was read; ask again.")
+    checkpoint = Checkpoint(
+        id=new_checkpoint_id(),
+        name=candidate.name,
+        sha256=combined_digest({file.path: file.digest for file in candidate.files}),
+        tensors=len(summary.header.tensors),
+        parameters=summary.header.parameters,
+        dtypes=sorted(summary.header.dtypes),
+        network_kind=summary.network_kind,
+        files=[CheckpointFile(path=file.path, digest=file.digest, size=file.size) for file in candidate.files],
+    )
+    session.add(checkpoint)
+    session.flush()
+    return checkpoint
+
+
+def combined_digest(files: Mapping[str, str]) -> str:
+    """One sha256 for a set of files: over lines as ``sha256sum`` prints them, sorted by path."""
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def locate(checkpoint: Checkpoint, blobs: BlobStore) -> Mapping[str, Path]:
+    """Where the checkpoint's files lie."""
+    return {file.path: blobs.path(file.digest) for file in checkpoint.files}
+
+
+def get(session: Session, checkpoint_id: str) -> Checkpoint:
+    """Raises CheckpointNotFound without one."""
+    return _existing(repository.get(session, checkpoint_id), checkpoint_id)
+
+
+def page(session: Session, name: str | None, before: str | None, limit: int) -> Sequence[Checkpoint]:
+    """Newest first."""
+    return repository.page(session, name, before, limit)
+
+
+def tensors(checkpoint: Checkpoint, blobs: BlobStore, start: int, limit: int) -> Sequence[tuple[TensorSpec, str]]:
+    """Tensors by name from place ``start``, each with the path of its file in the checkpoint."""
+    header = summarise_checkpoint(locate(checkpoint, blobs)).header
+    paths = {file.path: file.name for file in header.files}
+    return [(spec, paths[spec.file]) for spec in list(header.tensors.values())[start : start + limit]]
+
+
+def delete(session: Session, checkpoint_id: str) -> None:
+    """Raises CheckpointInUse while a fusion uses it."""
+    checkpoint = _existing(repository.get_locked(session, checkpoint_id), checkpoint_id)
+    users = repository.users(session, checkpoint_id)
+    if users:
+        raise CheckpointInUse(f"Used by {', '.join(users)}; delete the fusions first.")
+    for file in checkpoint.files:
+        session.delete(file)
+    session.flush()
+    session.delete(checkpoint)
+
+
+def _existing(found: Checkpoint | None, checkpoint_id: str) -> Checkpoint:
+    if found is None:
+        raise CheckpointNotFound(f"There is no checkpoint {checkpoint_id!r}. GET /v1/checkpoints lists them.")
+    return found

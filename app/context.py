@@ -1,0 +1,32 @@
+"""What every endpoint may reach: settings, database, blobs, the event bell. Made once a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.fusions.bell import Bell
+from app.settings import Settings
+from app.store.blobs import BlobStore
+from app.store.database import Database
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of one API process."""
+
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+    bell: Bell
+
+
+def _context(request: Request) -> Context:
+    found = request.app.state.context
+    assert isinstance(found, Context)
+    return found
+
+
+Ctx = Annotated[Context, Depends(_context)]

@@ -1,0 +1,71 @@
+"""Datasets over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from app.context import Ctx
+from app.datasets import service
+from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage
+from app.errors import declared
+from app.paging import Limit, PageToken, decode_text, encode_token
+from app.store.models import Dataset
+from app.uploads.schemas import UploadedFileOut
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+
+@router.post("", status_code=201, responses=declared(400, 409, 413))
+def create_dataset(wanted: DatasetIn, response: Response, ctx: Ctx) -> DatasetOut:
+    """Make a dataset of an uploaded file; it is checked, and every problem is listed."""
+    with ctx.database.reading() as session:
+        file = service.gather(session, wanted)
+    facts = service.examine(file, ctx.blobs)  # outside of transactions: a long look must not stop writers
+    with ctx.database.transaction() as session:
+        dataset = service.create(session, file, facts)
+    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+    return _out(dataset)
+
+
+@router.get("", responses=declared())
+def list_datasets(
+    ctx: Ctx,
+    name: Annotated[str | None, Query(max_length=128)] = None,
+    limit: Limit = 50,
+    page_token: PageToken = None,
+) -> DatasetPage:
+    """Datasets, newest first."""
+    with ctx.database.reading() as session:
+        found = service.page(session, name, decode_text(page_token), limit)
+    following = encode_token(found[-1].id) if len(found) == limit else None
+    return DatasetPage(items=[_out(dataset) for dataset in found], next_page_token=following)
+
+
+@router.get("/{dataset_id}", responses=declared(404))
+def get_dataset(dataset_id: str, ctx: Ctx) -> DatasetOut:
+    """One dataset."""
+    with ctx.database.reading() as session:
+        return _out(service.get(session, dataset_id))
+
+
+@router.delete("/{dataset_id}", status_code=204, responses=declared(404, 409))
+def delete_dataset(dataset_id: str, ctx: Ctx) -> None:
+    """Remove a dataset that no fusion uses."""
+    with ctx.database.transaction() as session:
+        service.delete(session, dataset_id)
+
+
+def _out(dataset: Dataset) -> DatasetOut:
+    return DatasetOut(
+        id=dataset.id,
+        name=dataset.name,
+        sha256=dataset.digest,
+        examples=dataset.examples,
+        input_shape=dataset.input_shape,
+        target_min=dataset.target_min,
+        target_max=dataset.target_max,
+        files=[UploadedFileOut(path=dataset.path, size=dataset.size, sha256=dataset.digest)],
+        created_at=dataset.created_at,
+    )

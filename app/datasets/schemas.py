@@ -1,0 +1,42 @@
+"""Datasets as callers see them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.uploads.names import Name
+from app.uploads.schemas import UploadedFileOut
+
+
+class DatasetIn(BaseModel):
+    """Make a dataset of the file that was uploaded under ``name``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    files: Annotated[list[str], Field(min_length=1, max_length=1)] | None = Field(
+        None, description="the path of the uploaded file; may be left out where only one was uploaded"
+    )
+
+
+class DatasetOut(BaseModel):
+    """Examples with their classes."""
+
+    id: str
+    name: str
+    sha256: str = Field(description="of the file")
+    examples: int
+    input_shape: list[int] = Field(description="of one example")
+    target_min: int
+    target_max: int
+    files: list[UploadedFileOut]
+    created_at: AwareDatetime
+
+
+class DatasetPage(BaseModel):
+    """Some of the datasets, newest first."""
+
+    items: list[DatasetOut]
+    next_page_token: str | None

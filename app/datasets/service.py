@@ -1,0 +1,89 @@
+"""Rules about datasets: what makes one, and when it may go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from app.datasets import repository
+from app.datasets.errors import DatasetInUse, DatasetNotFound, FileChanged, FileMissing
+from app.datasets.schemas import DatasetIn
+from app.store.blobs import BlobStore
+from app.store.ids import new_dataset_id
+from app.store.models import Dataset, UploadedFile
+from app.uploads import repository as uploads
+from cogram_core.errors import InvalidInput, Problem
+from cogram_core.preflight import DatasetFacts, read_dataset_facts
+
+
+def gather(session: Session, wanted: DatasetIn) -> UploadedFile:
+    """The uploaded file that the request means."""
+    uploaded = uploads.of_name(session, "dataset", wanted.name)
+    chosen = [file for file in uploaded if wanted.files is None or file.path in wanted.files]
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        paths = ", ".join(file.path for file in chosen)
+        raise FileMissing.single("files", f"a dataset is one file, and there are several: {paths}; name one in files")
+    missing = wanted.files[0] if wanted.files else "data.safetensors"
+    raise FileMissing.single("files", f"not uploaded; PUT /v1/datasets/{wanted.name}/files/{missing} first")
+
+
+def examine(file: UploadedFile, blobs: BlobStore) -> DatasetFacts:
+    """Reads what the dataset holds; raises the core's error with all that is wrong, under the file's own path."""
+    path = blobs.path(file.digest)
+    try:
+        return read_dataset_facts(path)
+    except InvalidInput as error:
+
+        def renamed(text: str) -> str:
+            # Where the blob lies is no name that the caller knows.
+            return text.replace(str(path), file.path).replace(path.name, file.path)
+
+        raise type(error)(Problem(renamed(p.location), p.code, renamed(p.message)) for p in error.problems) from error
+
+
+def create(session: Session, file: UploadedFile, facts: DatasetFacts) -> Dataset:
+    """The new dataset; its file is no longer a loose upload."""
+    if not uploads.take(session, file):
+        raise FileChanged(f"{file.path!r} was replaced or used while it was read; ask again.")
+    dataset = Dataset(
+        id=new_dataset_id(),
+        name=file.name,
+        digest=file.digest,
+        path=file.path,
+        size=file.size,
+        examples=facts.examples,
+        input_shape=list(facts.input_shape),
+        target_min=facts.target_min,
+        target_max=facts.target_max,
+    )
+    session.add(dataset)
+    session.flush()
+    return dataset
+
+
+def get(session: Session, dataset_id: str) -> Dataset:
+    """Raises DatasetNotFound without one."""
+    return _existing(repository.get(session, dataset_id), dataset_id)
+
+
+def page(session: Session, name: str | None, before: str | None, limit: int) -> Sequence[Dataset]:
+    """Newest first."""
+    return repository.page(session, name, before, limit)
+
+
+def delete(session: Session, dataset_id: str) -> None:
+    """Raises DatasetInUse while a fusion uses it."""
+    dataset = _existing(repository.get_locked(session, dataset_id), dataset_id)
+    users = repository.users(session, dataset_id)
+    if users:
+        raise DatasetInUse(f"Used by {', '.join(users)}; delete the fusions first.")
+    session.delete(dataset)
+
+
+def _existing(found: Dataset | None, dataset_id: str) -> Dataset:
+    if found is None:
+        raise DatasetNotFound(f"There is no dataset {dataset_id!r}. GET /v1/datasets lists them.")
+    return found

@@ -1,0 +1,241 @@
+"""Errors of the HTTP side, and how every one of them is told: RFC 9457, application/problem+json.
+
+ApiError
+├── BadRequest             400  the request can't be read at all
+├── NotFound               404
+├── Conflict               409  not in this state
+├── TooLarge               413
+├── UnsupportedMedia       415
+├── RangeNotSatisfiable    416
+├── Unprocessable          422  read, but wrong; lists every problem found
+└── Unavailable            503
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar, Self
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app.request_scope import current_request_id
+from cogram_core.errors import InvalidInput, Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemEntry(BaseModel):
+    """One thing that is wrong."""
+
+    location: str = Field(description="where, as a path into the document or the name of the thing")
+    code: str
+    message: str = Field(description="what is wrong, and what to do about it")
+
+    @classmethod
+    def of(cls, problem: Problem) -> ProblemEntry:
+        """The entry for a problem that the core or this service found."""
+        return cls(location=_writable(problem.location), code=problem.code, message=_writable(problem.message))
+
+
+class ProblemDocument(BaseModel):
+    """What every failed call answers (RFC 9457)."""
+
+    type: str = Field(description="urn:cogram:problem: and the code")
+    title: str
+    status: int
+    code: str = Field(description="stable; made for programs")
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[ProblemEntry]
+
+
+class ApiError(Exception):
+    """Root of the errors that become an answer of their own."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str, *, errors: Iterable[Problem] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+
+
+class BadRequest(ApiError):
+    """The request can't be read."""
+
+    status, code, title = 400, "request.malformed", "Malformed request"
+
+
+class NotFound(ApiError):
+    """There is nothing under this name."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class Conflict(ApiError):
+    """The thing is not in a state that allows this."""
+
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class TooLarge(ApiError):
+    """More bytes than this service takes at once."""
+
+    status, code, title = 413, "request.too_large", "Too large"
+
+
+class UnsupportedMedia(ApiError):
+    """The body is of a kind that this call doesn't take."""
+
+    status, code, title = 415, "request.unsupported_media", "Unsupported media type"
+
+
+class RangeNotSatisfiable(ApiError):
+    """The range lies outside of the file."""
+
+    status, code, title = 416, "range.not_satisfiable", "Range not satisfiable"
+
+
+class Unprocessable(ApiError):
+    """The request was read, and something in it is wrong."""
+
+    status, code, title = 422, "request.invalid", "Invalid request"
+
+    @classmethod
+    def single(cls, location: str, message: str) -> Self:
+        """The error with one entry, under the class's own code."""
+        return cls(message, errors=[Problem(location, cls.code, message)])
+
+
+class Unavailable(ApiError):
+    """Something the service needs is not there."""
+
+    status, code, title = 503, "service.not_ready", "Not ready"
+
+
+def problem_response(
+    path: str,
+    *,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    errors: Sequence[Problem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """The answer for one failed call."""
+    document = ProblemDocument(
+        type=f"urn:cogram:problem:{code}",
+        title=title,
+        status=status,
+        code=code,
+        detail=_writable(detail),
+        instance=_writable(path),
+        request_id=current_request_id(),
+        errors=[ProblemEntry.of(problem) for problem in errors],
+    )
+    return JSONResponse(document.model_dump(), status, dict(headers or {}), MEDIA_TYPE)
+
+
+def internal_error(path: str) -> JSONResponse:
+    """The answer when something broke that nobody foresaw; what it was is in the log, under the request id."""
+    detail = f"Something broke on our side. The log has it under request id {current_request_id()}."
+    return problem_response(path, status=500, code="internal", title="Internal error", detail=detail)
+
+
+def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem answers of a route, for its OpenAPI entry."""
+    return {
+        status: {"model": ProblemDocument, "description": HTTPStatus(status).phrase} for status in (*statuses, 422, 500)
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of ``app`` a problem document."""
+    app.add_exception_handler(ApiError, _tell_api_error)
+    app.add_exception_handler(InvalidInput, _tell_invalid_input)
+    app.add_exception_handler(RequestValidationError, _tell_validation_error)
+    app.add_exception_handler(HTTPException, _tell_http_error)
+
+
+async def _tell_api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return problem_response(
+        request.url.path,
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        detail=error.detail,
+        errors=error.errors,
+        headers=error.headers,
+    )
+
+
+async def _tell_invalid_input(request: Request, error: Exception) -> JSONResponse:
+    """The core's refusals; each of its error classes has a code of its own."""
+    assert isinstance(error, InvalidInput)
+    return problem_response(
+        request.url.path,
+        status=422,
+        code=error.code,
+        title="Invalid input",
+        detail=summary(error.problems),
+        errors=error.problems,
+    )
+
+
+async def _tell_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = [_from_pydantic(entry) for entry in error.errors()]
+    malformed = all(problem.code == "json_invalid" for problem in found)
+    kind = BadRequest if malformed else Unprocessable
+    return problem_response(
+        request.url.path, status=kind.status, code=kind.code, title=kind.title, detail=summary(found), errors=found
+    )
+
+
+async def _tell_http_error(request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    details = {
+        404: f"There is nothing at {request.url.path}. GET /v1/openapi.json lists what there is.",
+        405: f"{request.method} is not a method of {request.url.path}.",
+    }
+    return problem_response(
+        request.url.path,
+        status=error.status_code,
+        code="http." + phrase.lower().replace(" ", "_"),
+        title=phrase,
+        detail=details.get(error.status_code, str(error.detail)),
+        headers=error.headers,
+    )
+
+
+def summary(problems: Sequence[Problem]) -> str:
+    """One line: the first problem, and how many more there are."""
+    more = len(problems) - 1
+    return str(problems[0]) + (f" (and {more} more, see errors)" if more else "")
+
+
+def _writable(text: str) -> str:
+    """What a caller sent may hold characters that UTF-8 can't; an answer that quotes it must still be one."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _from_pydantic(entry: Mapping[str, Any]) -> Problem:
+    *place, last = entry["loc"] or ("request",)
+    parts = [str(part) for part in (*place, last)]
+    location = ".".join(parts[1:] if parts[0] in {"body", "query", "path", "header"} and len(parts) > 1 else parts)
+    return Problem(location, str(entry["type"]), str(entry["msg"]))

@@ -1,0 +1,84 @@
+"""From a recipe as posted to one that can be queued: references resolved, headers compared, all problems together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.checkpoints import repository as checkpoints
+from app.checkpoints.service import locate
+from app.datasets import repository as datasets
+from app.store.blobs import BlobStore
+from app.store.models import Checkpoint, Dataset
+from cogram_core.errors import Problem, RecipeError
+from cogram_core.preflight import DatasetFacts, Estimates, preflight, summarise_checkpoint
+from cogram_core.recipe import Recipe, Reference
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A recipe after checking; it can be run if there are no ``problems``."""
+
+    recipe: Recipe | None = None
+    checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by id
+    datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    estimates: Estimates | None = None
+
+
+def resolve(session: Session, document: Mapping[str, Any]) -> Checked:
+    """The recipe with ids for references; the rest of the checks needs no database."""
+    try:
+        recipe = Recipe.from_document(document)
+    except RecipeError as error:
+        return Checked(problems=error.problems)
+    found: dict[tuple[str, str], Checkpoint | Dataset] = {}
+    problems = []
+    for reference in recipe.references():
+        row = _find(session, reference)
+        if row is None:
+            problems.append(_unknown(reference))
+        else:
+            found[reference.kind, reference.value] = row
+    return Checked(
+        recipe=recipe.with_references({key: row.id for key, row in found.items()}),
+        checkpoints={row.id: row for row in found.values() if isinstance(row, Checkpoint)},
+        datasets={row.id: row for row in found.values() if isinstance(row, Dataset)},
+        problems=tuple(problems),
+    )
+
+
+def compare(checked: Checked, blobs: BlobStore) -> Checked:
+    """Adds what headers alone can tell: mismatches between the checkpoints and the data, and estimates."""
+    if checked.recipe is None or checked.problems:
+        return checked
+    summaries = {key: summarise_checkpoint(locate(row, blobs)) for key, row in checked.checkpoints.items()}
+    facts = {key: _facts(row) for key, row in checked.datasets.items()}
+    result = preflight(checked.recipe, summaries, facts)
+    return replace(checked, problems=result.problems, estimates=result.estimates)
+
+
+def _find(session: Session, reference: Reference) -> Checkpoint | Dataset | None:
+    """By id, or the latest of a name."""
+    value = reference.value
+    if "\x00" in value:
+        return None
+    if reference.kind == "checkpoint":
+        return checkpoints.get(session, value) or checkpoints.newest_named(session, value)
+    return datasets.get(session, value) or datasets.newest_named(session, value)
+
+
+def _unknown(reference: Reference) -> Problem:
+    kind = reference.kind
+    message = (
+        f"there is no {kind} with the id or name {reference.value!r}; "
+        f"POST /v1/{kind}s makes one of uploaded files, GET /v1/{kind}s lists them"
+    )
+    return Problem(reference.location, f"{kind}.not_found", message)
+
+
+def _facts(row: Dataset) -> DatasetFacts:
+    return DatasetFacts(row.examples, tuple(row.input_shape), row.target_min, row.target_max)

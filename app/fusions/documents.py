@@ -1,0 +1,81 @@
+"""A recipe from the wire: JSON or YAML in, plain data out, nothing that could hurt further on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from app.errors import summary
+from app.fusions.errors import NotARecipe, RecipeUnreadable
+from cogram_core.errors import Problem, RecipeError
+from cogram_core.recipe import Recipe
+from cogram_core.recipe.parsing import read_text
+
+_YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
+
+
+async def read_document(request: Request) -> Mapping[str, Any]:
+    """The body as plain data.
+
+    Raises:
+        NotARecipe: for another media type.
+        RecipeUnreadable: with the place of the syntax error.
+    """
+    media = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media not in _YAML and media != "application/json":
+        raise NotARecipe(f"Content-Type {media or 'is missing'}: send application/json or application/yaml.")
+    body = await request.body()
+    return await run_in_threadpool(_parse, body, media == "application/json")
+
+
+def recipe_schema() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The request body for OpenAPI, and the schemas that it refers to."""
+    schema = Recipe.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = schema.pop("$defs", {})
+    reference = {"$ref": "#/components/schemas/Recipe"}
+    content = {media: {"schema": reference} for media in ("application/json", "application/yaml")}
+    return {"requestBody": {"required": True, "content": content}}, {"Recipe": schema, **parts}
+
+
+def _parse(body: bytes, is_json: bool) -> Mapping[str, Any]:
+    try:
+        text = body.decode("utf-8")
+        document = _parse_json(text) if is_json else read_text(text, "recipe")
+        # What the database can't hold as text: lone surrogates and NUL.
+        if "\x00" in json.dumps(document, ensure_ascii=False, default=str).encode().decode().replace("\\u0000", "\x00"):
+            _unreadable("has a NUL character in it")
+    except RecipeError as error:
+        raise RecipeUnreadable(summary(error.problems), errors=error.problems) from error
+    except (UnicodeError, RecursionError, ValueError) as error:
+        _unreadable(f"is not well-formed: {error}", error)
+    return document
+
+
+def _parse_json(text: str) -> Mapping[str, Any]:
+    document = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+    if not isinstance(document, dict):
+        raise ValueError("a recipe is an object with the keys sources and stages")  # noqa: TRY004
+    return document
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = counts.most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON; write null for no limit")
+
+
+def _unreadable(fault: str, cause: Exception | None = None) -> NoReturn:
+    message = f"The recipe {fault}"
+    raise RecipeUnreadable(message, errors=[Problem("recipe", RecipeUnreadable.code, message)]) from cause

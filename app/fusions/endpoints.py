@@ -1,0 +1,115 @@
+"""Fusions over HTTP: submit, look, wait, cancel, delete. Events, traces and artifacts have modules of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from app.context import Context, Ctx
+from app.errors import ProblemEntry, declared
+from app.fusions import checking, service
+from app.fusions.documents import read_document, recipe_schema
+from app.fusions.preconditions import none_match
+from app.fusions.presenting import RETRY_AFTER, etag_of, fusion_out
+from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
+from app.paging import Limit, PageToken, decode_text, encode_token
+from app.store.states import FINAL, FusionState
+
+router = APIRouter(prefix="/fusions", tags=["fusions"])
+Document = Annotated[Mapping[str, Any], Depends(read_document)]
+_RECIPE_BODY, RECIPE_SCHEMAS = recipe_schema()
+
+
+@router.post("", status_code=202, responses=declared(400, 413, 415), openapi_extra=_RECIPE_BODY)
+def create_fusion(document: Document, response: Response, ctx: Ctx) -> FusionOut:
+    """Queue a fusion. A recipe that can't be run is refused with every problem listed."""
+    checked = _checked(ctx, document)
+    with ctx.database.transaction() as session:
+        fusion = service.submit(session, checked)
+    response.headers.update({"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER})
+    return fusion_out(fusion)
+
+
+@router.post("/validate", responses=declared(400, 413, 415), openapi_extra=_RECIPE_BODY)
+def validate_recipe(document: Document, ctx: Ctx) -> ValidationOut:
+    """Run every check of a submission, and queue nothing."""
+    checked = _checked(ctx, document)
+    return ValidationOut(
+        ok=not checked.problems,
+        errors=[ProblemEntry.of(problem) for problem in checked.problems],
+        estimates=Estimates.model_validate(checked.estimates, from_attributes=True) if checked.estimates else None,
+    )
+
+
+@router.get("", responses=declared())
+def list_fusions(
+    ctx: Ctx,
+    state: Annotated[list[FusionState] | None, Query(description="may stand several times")] = None,
+    limit: Limit = 50,
+    page_token: PageToken = None,
+) -> FusionPage:
+    """Fusions, newest first."""
+    with ctx.database.reading() as session:
+        found = service.page(session, state or (), decode_text(page_token), limit)
+    following = encode_token(found[-1].id) if len(found) == limit else None
+    return FusionPage(items=[fusion_out(fusion) for fusion in found], next_page_token=following)
+
+
+@router.get("/{fusion_id}", responses={**declared(404), 304: {"description": "Not changed"}}, response_model=FusionOut)
+async def get_fusion(
+    fusion_id: str,
+    request: Request,
+    response: Response,
+    ctx: Ctx,
+    wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for the end, or for a change")] = 0,
+) -> FusionOut | Response:
+    """One fusion.
+
+    With ``wait``, the answer comes when the fusion has ended, or the time is up; with ``If-None-Match`` as well, as soon
+    as anything has changed.
+    """
+    known = request.headers.get("If-None-Match")
+    deadline = time.monotonic() + wait
+    while True:
+        heard = ctx.bell.rings
+        resource = await run_in_threadpool(_look, ctx, fusion_id)
+        tag = etag_of(resource)
+        fresh = none_match(known, tag)
+        left = deadline - time.monotonic()
+        if resource.state in FINAL or (known and fresh) or left <= 0 or ctx.bell.closed:
+            break
+        await ctx.bell.wait(heard, left)
+    headers = {"ETag": tag} | ({} if resource.state in FINAL else RETRY_AFTER)
+    if not fresh:
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
+    return resource
+
+
+@router.post("/{fusion_id}/cancel", status_code=202, responses=declared(404, 409))
+def cancel_fusion(fusion_id: str, ctx: Ctx) -> FusionOut:
+    """Ask a fusion to stop; a queued one ends at once, a running one within moments."""
+    with ctx.database.transaction() as session:
+        return fusion_out(service.cancel(session, fusion_id))
+
+
+@router.delete("/{fusion_id}", status_code=204, responses=declared(404, 409))
+def delete_fusion(fusion_id: str, ctx: Ctx) -> None:
+    """Remove a fusion that has ended, its events and its artifacts."""
+    with ctx.database.transaction() as session:
+        service.delete(session, fusion_id)
+
+
+def _checked(ctx: Context, document: Mapping[str, Any]) -> checking.Checked:
+    with ctx.database.reading() as session:
+        found = checking.resolve(session, document)
+    return checking.compare(found, ctx.blobs)
+
+
+def _look(ctx: Context, fusion_id: str) -> FusionOut:
+    with ctx.database.reading() as session:
+        return fusion_out(service.get(session, fusion_id))

@@ -1,0 +1,46 @@
+"""Every select on fusions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from app.store.models import Artifact, Checkpoint, Dataset, Event, Fusion, FusionInput, OutboxMessage
+from app.store.states import FusionState
+
+
+def get(session: Session, fusion_id: str) -> Fusion | None:
+    """By id."""
+    return session.get(Fusion, fusion_id)
+
+
+def get_locked(session: Session, fusion_id: str) -> Fusion | None:
+    """By id, held until the transaction ends."""
+    return session.get(Fusion, fusion_id, with_for_update=True)
+
+
+def page(session: Session, states: Collection[FusionState], before: str | None, limit: int) -> Sequence[Fusion]:
+    """Newest first, from below the id ``before``."""
+    chosen = select(Fusion).order_by(Fusion.id.desc()).limit(limit)
+    if states:
+        chosen = chosen.where(Fusion.state.in_(states))
+    if before is not None:
+        chosen = chosen.where(Fusion.id < before)
+    return session.scalars(chosen).all()
+
+
+def hold_inputs(session: Session, checkpoints: Collection[str], datasets: Collection[str]) -> set[str]:
+    """Which of these ids exist; none of them can be removed until the transaction ends."""
+    held = select(Checkpoint.id).where(Checkpoint.id.in_(checkpoints)).order_by(Checkpoint.id)
+    found = set(session.scalars(held.with_for_update(read=True)))
+    held = select(Dataset.id).where(Dataset.id.in_(datasets)).order_by(Dataset.id)
+    return found | set(session.scalars(held.with_for_update(read=True)))
+
+
+def delete_all_of(session: Session, fusion: Fusion) -> None:
+    """Removes the fusion and every row that belongs to it."""
+    for table in (Artifact, FusionInput, Event, OutboxMessage):
+        session.execute(delete(table).where(table.fusion_id == fusion.id))
+    session.execute(delete(Fusion).where(Fusion.id == fusion.id))

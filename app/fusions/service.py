@@ -1,0 +1,109 @@
+"""Rules about fusions: which recipes are accepted, and what may be done in which state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy.orm import Session
+
+from app.errors import summary
+from app.fusions import repository
+from app.fusions.checking import Checked
+from app.fusions.errors import (
+    AlreadyFinal,
+    ArtifactNotFound,
+    FusionNotFound,
+    NoResult,
+    NotFinished,
+    RecipeRefused,
+)
+from app.store import jobs
+from app.store.models import Artifact, Fusion
+from app.store.states import FINAL, FusionState
+from cogram_core.errors import Problem
+
+TRACE_PATH = "trace.parquet"
+
+
+def submit(session: Session, checked: Checked) -> Fusion:
+    """Queues the job; its row and the message to the queue are one transaction.
+
+    Raises:
+        RecipeRefused: listing every problem.
+    """
+    if checked.problems or checked.recipe is None:
+        raise RecipeRefused(summary(checked.problems), errors=checked.problems)
+    wanted = {*checked.checkpoints, *checked.datasets}
+    gone = wanted - repository.hold_inputs(session, checked.checkpoints, checked.datasets)
+    if gone:
+        problems = [
+            Problem("recipe", "input.removed", f"{key} was removed while the recipe was checked")
+            for key in sorted(gone)
+        ]
+        raise RecipeRefused(summary(problems), errors=problems)
+    return jobs.submit(session, checked.recipe.to_document(), wanted)
+
+
+def get(session: Session, fusion_id: str) -> Fusion:
+    """Raises FusionNotFound without one."""
+    return _existing(repository.get(session, fusion_id), fusion_id)
+
+
+def find(session: Session, fusion_id: str) -> Fusion | None:
+    """None without one."""
+    return repository.get(session, fusion_id)
+
+
+def page(session: Session, states: Collection[FusionState], before: str | None, limit: int) -> Sequence[Fusion]:
+    """Newest first."""
+    return repository.page(session, states, before, limit)
+
+
+def cancel(session: Session, fusion_id: str) -> Fusion:
+    """Asks for a stop; asking again is harmless.
+
+    Raises:
+        AlreadyFinal: when it has succeeded or failed.
+    """
+    state = jobs.request_cancel(session, fusion_id)
+    if state in {FusionState.SUCCEEDED, FusionState.FAILED}:
+        raise AlreadyFinal(f"The fusion has {state.value}; there is nothing to cancel.")
+    return get(session, fusion_id)
+
+
+def delete(session: Session, fusion_id: str) -> None:
+    """Removes a fusion that has ended, its events and its artifacts."""
+    fusion = _existing(repository.get_locked(session, fusion_id), fusion_id)
+    if fusion.state not in FINAL:
+        raise NotFinished(f"The fusion is {fusion.state}; cancel it and wait for its end before it can be deleted.")
+    repository.delete_all_of(session, fusion)
+
+
+def artifact(session: Session, fusion_id: str, path: str) -> Artifact:
+    """One file of a fusion that succeeded."""
+    fusion = succeeded(session, fusion_id)
+    for found in fusion.artifacts:
+        if found.path == path:
+            return found
+    raise ArtifactNotFound(f"The fusion has no file {path!r}. GET /v1/fusions/{fusion_id}/artifacts lists them.")
+
+
+def succeeded(session: Session, fusion_id: str) -> Fusion:
+    """The fusion, if it has a result.
+
+    Raises:
+        NotFinished: while it may still have one.
+        NoResult: when it will never have one.
+    """
+    fusion = get(session, fusion_id)
+    if fusion.state not in FINAL:
+        raise NotFinished(f"The fusion is {fusion.state}; its trace and artifacts are there once it has succeeded.")
+    if fusion.state != FusionState.SUCCEEDED:
+        raise NoResult(f"The fusion is {fusion.state}; it left no trace and no artifacts.")
+    return fusion
+
+
+def _existing(found: Fusion | None, fusion_id: str) -> Fusion:
+    if found is None:
+        raise FusionNotFound(f"There is no fusion {fusion_id!r}. GET /v1/fusions lists them.")
+    return found

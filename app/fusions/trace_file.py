@@ -1,0 +1,178 @@
+"""Reads a trace.parquet row group by row group, so that memory doesn't grow with the trace.
+
+pyarrow is loaded with the first trace that someone asks for, not with the process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+_BATCH_ROWS = 1000
+_HIDDEN = "payload"  # packed shares of single weights: for replay, not for readers
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which decisions are wanted; None takes all."""
+
+    layer: str | None = None
+    kind: str | None = None
+    action: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted())
+
+    def mask(self, batch: pyarrow.RecordBatch) -> Any:
+        """Which rows of the batch are wanted."""
+        import pyarrow
+        import pyarrow.compute
+
+        chosen = pyarrow.array([True] * batch.num_rows)
+        for column, value in self._wanted().items():
+            chosen = pyarrow.compute.and_(chosen, pyarrow.compute.equal(batch.column(column), value))
+        return chosen
+
+    def _wanted(self) -> dict[str, str]:
+        all_of = {"layer": self.layer, "kind": self.kind, "action": self.action}
+        return {column: value for column, value in all_of.items() if value is not None}
+
+
+@dataclass
+class LayerTally:
+    """Counts of one layer, while its decisions go by."""
+
+    visits: int = 0
+    accepted: int = 0
+    rolled_back: int = 0
+    skipped: int = 0
+    loss_gained: float = 0.0
+    share_sums: list[float] = field(default_factory=list)
+    shared: int = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One more decision."""
+        self.visits += 1
+        self.rolled_back += row["action"] == "rolled_back"
+        self.skipped += row["action"] == "skipped"
+        if row["action"] not in {"merged", "refined"}:
+            return
+        self.accepted += 1
+        gained = (row["loss_before"] or 0.0) - (row["loss_after"] or 0.0)
+        if row["loss_before"] is not None and row["loss_after"] is not None and math.isfinite(gained):
+            self.loss_gained += gained
+        if row["shares"]:
+            self.shared += 1
+            self.share_sums = self.share_sums or [0.0] * len(row["shares"])
+            self.share_sums = [total + share for total, share in zip(self.share_sums, row["shares"], strict=True)]
+
+    @property
+    def mean_shares(self) -> list[float]:
+        """Of each source, over the accepted decisions that mixed; empty where none did."""
+        return [total / self.shared for total in self.share_sums] if self.shared else []
+
+
+def lines(path: Path, filters: Filters, start: int = 0) -> Iterator[tuple[int, str]]:
+    """The wanted decisions as JSON lines, each with its place in the file, from row ``start`` on."""
+    with _opened(path) as file:
+        columns = [name for name in file.schema_arrow.names if name != _HIDDEN]
+        for first, batch in _batches(file, columns, start):
+            chosen = filters.mask(batch).to_pylist()
+            rows = batch.to_pylist()
+            for place, row in enumerate(rows):
+                if chosen[place] and first + place >= start:
+                    yield first + place, json.dumps(_finite(row), ensure_ascii=False) + "\n"
+
+
+def pieces(path: Path, filters: Filters, start: int) -> Iterator[str]:
+    """All wanted decisions from row ``start`` on, some hundred lines at a time."""
+    gathered: list[str] = []
+    for _, line in lines(path, filters, start):
+        gathered.append(line)
+        if len(gathered) == _BATCH_ROWS:
+            yield "".join(gathered)
+            gathered = []
+    yield "".join(gathered)
+
+
+def page(path: Path, filters: Filters, start: int, limit: int) -> tuple[str, int | None]:
+    """Up to ``limit`` decisions, and the row where the next page begins; None at the end."""
+    gathered: list[str] = []
+    for place, line in lines(path, filters, start):
+        if len(gathered) == limit:
+            return "".join(gathered), place
+        gathered.append(line)
+    return "".join(gathered), None
+
+
+def filtered_copy(path: Path, filters: Filters) -> IO[bytes]:
+    """A Parquet file of the wanted decisions, open at its begin; it is gone once it is closed."""
+    import pyarrow.parquet
+
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - whoever reads it closes it
+    try:
+        with _opened(path) as file, pyarrow.parquet.ParquetWriter(copy, file.schema_arrow, compression="zstd") as out:
+            for _, batch in _batches(file, file.schema_arrow.names, 0):
+                out.write_batch(batch.filter(filters.mask(batch)))
+    except BaseException:
+        copy.close()
+        raise
+    copy.seek(0)
+    return copy
+
+
+def tally(path: Path) -> dict[str, LayerTally]:
+    """Every layer's counts, in the order in which the layers were first visited."""
+    found: dict[str, LayerTally] = {}
+    columns = ["layer", "action", "shares", "loss_before", "loss_after"]
+    with _opened(path) as file:
+        for _, batch in _batches(file, columns, 0):
+            for row in batch.to_pylist():
+                found.setdefault(row["layer"], LayerTally()).add(row)
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        yield file
+
+
+def _batches(
+    file: pyarrow.parquet.ParquetFile, columns: list[str], start: int
+) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+    """The file's batches, each with the place of its first row; row groups before ``start`` are not read."""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first + rows <= start:
+            first += rows
+            continue
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            yield first, batch
+            first += batch.num_rows
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity."""
+    return {key: _finite_value(value) for key, value in row.items()}
+
+
+def _finite_value(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite_value(inner) for inner in value]
+    return value

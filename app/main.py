@@ -1,0 +1,83 @@
+"""The HTTP application: one factory that puts the domains together. Made for ``uvicorn --factory app.main:create_app``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app import errors, health, methods
+from app.body_limit import BodyLimit
+from app.checkpoints.endpoints import router as checkpoints
+from app.context import Context
+from app.datasets.endpoints import router as datasets
+from app.fusions.artifacts import router as artifacts
+from app.fusions.bell import Bell
+from app.fusions.endpoints import RECIPE_SCHEMAS
+from app.fusions.endpoints import router as fusions
+from app.fusions.events import router as events
+from app.fusions.traces import router as traces
+from app.request_scope import RequestScope
+from app.settings import Settings
+from app.store.blobs import BlobStore
+from app.store.database import Database
+from app.uploads.endpoints import router as uploads
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application over the parts that ``settings`` name; those of the environment, if left out."""
+    chosen = settings or Settings()
+    app = FastAPI(
+        title="CoGraM Fusion",
+        version=version("cogram-fusion"),
+        summary="Fuses trained neural network checkpoints into one, without retraining, and records every decision.",
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # the stock pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    database = Database(chosen.resolved_database_url)
+    app.state.context = Context(
+        chosen, database, BlobStore(chosen.blob_dir), Bell(database, poll_seconds=chosen.poll_seconds)
+    )
+    v1 = APIRouter(prefix="/v1")
+    for router in (uploads, checkpoints, datasets, fusions, events, traces, artifacts, methods.router, health.router):
+        v1.include_router(router)
+    app.include_router(v1)
+    app.include_router(health.router, include_in_schema=False)
+    errors.install(app)
+    app.add_middleware(BodyLimit, limit=chosen.max_json_bytes)
+    app.add_middleware(RequestScope, last_resort=errors.internal_error)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.context.bell.close()
+    app.state.context.database.close()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The contract; problems under their own media type, recipes with the core's schema."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        document["components"]["schemas"].update(RECIPE_SCHEMAS)
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                _name_problem_type(operation["responses"])
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _name_problem_type(responses: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        content = response.get("content", {})
+        if status >= "400" and "application/json" in content:
+            content[errors.MEDIA_TYPE] = content.pop("application/json")

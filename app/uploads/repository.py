@@ -1,0 +1,45 @@
+"""Every select and write on uploaded files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.orm import Session
+
+from app.store.blobs import StoredBlob
+from app.store.models import UploadedFile, utc_now
+
+
+def put(session: Session, kind: str, name: str, path: str, stored: StoredBlob) -> None:
+    """Inserts or replaces; two uploads to one path may end at the same moment."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    content = {"digest": stored.digest, "size": stored.size, "created_at": utc_now()}
+    statement = insert(UploadedFile).values(kind=kind, name=name, path=path, **content)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[UploadedFile.kind, UploadedFile.name, UploadedFile.path], set_=content
+        )
+    )
+
+
+def of_name(session: Session, kind: str, name: str) -> Sequence[UploadedFile]:
+    """The files uploaded under a name and not yet used, by path."""
+    chosen = select(UploadedFile).where(UploadedFile.kind == kind, UploadedFile.name == name)
+    return session.scalars(chosen.order_by(UploadedFile.path)).all()
+
+
+def take(session: Session, file: UploadedFile) -> bool:
+    """Removes the row, if it still stands for the same bytes; False when it was replaced or taken meanwhile."""
+    result = session.execute(
+        delete(UploadedFile).where(
+            UploadedFile.kind == file.kind,
+            UploadedFile.name == file.name,
+            UploadedFile.path == file.path,
+            UploadedFile.digest == file.digest,
+        )
+    )
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1

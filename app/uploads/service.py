@@ -1,0 +1,89 @@
+"""Takes the bytes of one file from the wire to a blob, and notes under which name they came."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Literal
+
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+
+from app.store.blobs import CHUNK, BlobStore, BlobWriter, StoredBlob, record_blob
+from app.uploads import repository
+from app.uploads.digests import expected_digests
+from app.uploads.errors import DigestMismatch, NotARawBody, Truncated, UploadTooLarge
+from app.uploads.names import check_name, check_path
+
+Kind = Literal["checkpoint", "dataset"]
+
+
+def check_request(name: str, path: str, headers: Headers, limit: int) -> None:
+    """Refuses what can be refused before the first byte of the body is read."""
+    check_name(name)
+    check_path(path)
+    expected_digests(headers)
+    if headers.get("Content-Type", "").lower().startswith("multipart/"):
+        raise NotARawBody("Send the file itself as the body (curl -T FILE URL), not a form.")
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise NotARawBody("Send the file's own bytes, without Content-Encoding.")
+    announced = headers.get("Content-Length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+
+
+async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers, limit: int) -> StoredBlob:
+    """Stores the body as a blob, if it is complete and is what it was announced to be; else nothing remains."""
+    writer = await run_in_threadpool(blobs.writer)
+    try:
+        await _write_all(writer, body, limit)
+        _check_complete(writer, headers)
+        return await run_in_threadpool(writer.publish)
+    except ClientDisconnect as error:
+        raise Truncated(f"The connection ended after {writer.size} bytes; nothing was stored.") from error
+    finally:
+        # Not awaited: a cancelled request could not wait, and closing and unlinking one file is quick.
+        writer.discard()
+
+
+def note(session: Session, kind: Kind, name: str, path: str, stored: StoredBlob) -> None:
+    """Puts the blob under its name and path; what was there before is replaced."""
+    record_blob(session, stored)
+    repository.put(session, kind, name, path, stored)
+
+
+async def _write_all(writer: BlobWriter, body: AsyncIterator[bytes], limit: int) -> None:
+    """Gathers the network's small pieces, so that a thread is asked once a megabyte; the event loop never writes."""
+    gathered = bytearray()
+    received = 0
+    async for piece in body:
+        received += len(piece)
+        if received > limit:
+            raise _too_large(limit)
+        gathered += piece
+        if len(gathered) >= CHUNK:
+            await run_in_threadpool(writer.write, gathered)
+            gathered = bytearray()
+    if gathered:
+        await run_in_threadpool(writer.write, gathered)
+
+
+def _check_complete(writer: BlobWriter, headers: Headers) -> None:
+    announced = headers.get("Content-Length", "")
+    if announced.isdecimal() and int(announced) != writer.size:
+        raise Truncated(f"{announced} bytes were announced and {writer.size} came; nothing was stored.")
+    _check_digests(expected_digests(headers), writer.digest)
+
+
+def _check_digests(expected: Mapping[str, str], found: str) -> None:
+    for header, digest in expected.items():
+        if digest != found:
+            raise DigestMismatch.single(
+                header,
+                f"{header} announces sha256 {digest}, the bytes have {found}; nothing was stored. Send it again.",
+            )
+
+
+def _too_large(limit: int) -> UploadTooLarge:
+    return UploadTooLarge(f"One file has at most {limit} bytes here (COGRAM_MAX_UPLOAD_BYTES); nothing was stored.")

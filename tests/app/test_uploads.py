@@ -1,0 +1,201 @@
+"""Uploads: streamed, checked, whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from app.store.models import Blob, UploadedFile
+from tests.app.factories import Service, sha256
+
+URL = "/v1/checkpoints/net/files/model.safetensors"
+
+
+def _b64(content: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(content).digest()).decode()
+
+
+def _nothing_stored(service: Service) -> bool:
+    with service.context.database.reading() as session:
+        rows = session.query(Blob).count() + session.query(UploadedFile).count()
+    return not rows and not service.blobs() and not service.incoming()
+
+
+def _soon(condition: object, seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "datasets"])
+def test_an_upload_is_stored_under_its_digest(service: Service, kind: str) -> None:
+    content = bytes(range(256)) * 9000  # more than two pieces
+    answer = service.http.put(f"/v1/{kind}/net/files/sub/model.safetensors", content=content)
+    assert answer.status_code == 201
+    assert answer.json() == {"path": "sub/model.safetensors", "size": len(content), "sha256": sha256(content)}
+    assert answer.headers["Repr-Digest"] == f"sha-256=:{_b64(content)}:"
+    assert service.context.blobs.path(sha256(content)).read_bytes() == content
+    assert not service.incoming()
+
+
+def test_an_empty_file_and_a_chunked_body_can_be_uploaded(service: Service) -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(300):
+            yield b"x" * 9999
+
+    assert service.http.put(URL, content=b"").json()["size"] == 0
+    answer = service.http.put(URL, content=pieces())
+    assert answer.json() == {"path": "model.safetensors", "size": 2_999_700, "sha256": sha256(b"x" * 2_999_700)}
+
+
+def test_a_second_put_replaces_the_first(service: Service) -> None:
+    service.http.put(URL, content=b"first")
+    service.http.put(URL, content=b"second")
+    with service.context.database.reading() as session:
+        assert [(file.path, file.digest) for file in session.query(UploadedFile)] == [
+            ("model.safetensors", sha256(b"second"))
+        ]
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Repr-Digest", f"sha-256=:{_b64(b'hello')}:"),
+        ("Content-Digest", f"sha-512=:AAAA:, sha-256=:{_b64(b'hello')}:"),
+        ("X-Content-SHA256", sha256(b"hello").upper()),
+        ("Repr-Digest", "md5=:AAAA:"),
+    ],
+)
+def test_a_right_digest_is_accepted(http: httpx.Client, header: str, value: str) -> None:
+    assert http.put(URL, content=b"hello", headers={header: value}).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Repr-Digest", f"sha-256=:{_b64(b'other')}:"),
+        ("Content-Digest", f"sha-256=:{_b64(b'other')}:"),
+        ("X-Content-SHA256", sha256(b"other")),
+    ],
+)
+def test_a_wrong_digest_stores_nothing(service: Service, header: str, value: str) -> None:
+    answer = service.http.put(URL, content=b"hello", headers={header: value})
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert problem["code"] == "upload.digest_mismatch"
+    assert problem["errors"][0]["location"] == header
+    assert sha256(b"hello") in problem["detail"]
+    assert _nothing_stored(service)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [("Repr-Digest", "sha-256=abc"), ("Content-Digest", "sha-256=:!!:"), ("X-Content-SHA256", "123")],
+)
+def test_a_digest_that_can_not_be_read_is_refused(service: Service, header: str, value: str) -> None:
+    answer = service.http.put(URL, content=b"hello", headers={header: value})
+    assert (answer.status_code, answer.json()["code"]) == (422, "upload.digest_header")
+    assert _nothing_stored(service)
+
+
+def test_a_connection_that_ends_early_stores_nothing(service: Service, raw: socket.socket) -> None:
+    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n".encode() + b"x" * 2_000_000)
+    assert _soon(service.incoming)
+    raw.close()
+    assert _soon(lambda: not service.incoming())
+    assert _nothing_stored(service)
+
+
+def test_a_chunked_body_that_ends_early_stores_nothing(service: Service, raw: socket.socket) -> None:
+    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".encode())
+    assert _soon(service.incoming)
+    raw.close()
+    assert _soon(lambda: not service.incoming())
+    assert _nothing_stored(service)
+
+
+def test_an_upload_announced_as_too_large_is_refused_before_it_is_sent(service: Service, raw: socket.socket) -> None:
+    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: 4194305\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
+    assert _nothing_stored(service)
+
+
+def test_a_chunked_upload_that_grows_too_large_is_refused(service: Service) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(10_000):
+            yield b"x" * 65536
+
+    try:
+        answer = service.http.put(URL, content=endless())
+        assert (answer.status_code, answer.json()["code"]) == (413, "upload.too_large")
+    except httpx.WriteError:  # the server has hung up before the client looked for an answer
+        pass
+    assert _nothing_stored(service)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../x", "a/../x", "a/..", ".", "./x", "/etc/passwd", "a//b", "a/", "%2e%2e/x", "..%2fx", "%2Fetc%2Fpasswd",
+        "a%5cb", "a\\b", "a%00b", "a%0ab", "%7f", "x" * 513, "x" * 300, "a%E2%80%8Eb",
+    ],
+)  # fmt: skip
+def test_a_path_that_is_not_plain_is_refused(service: Service, raw: socket.socket, path: str) -> None:
+    raw.sendall(f"PUT /v1/datasets/d/files/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi".encode())
+    answer = raw.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"upload.path" in answer
+    assert _nothing_stored(service)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a b", "a%2Fb", "x" * 129, "%00", "n%C3%A9t"])
+def test_a_name_that_is_not_plain_is_refused(service: Service, raw: socket.socket, name: str) -> None:
+    raw.sendall(f"PUT /v1/checkpoints/{name}/files/a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi".encode())
+    answer = raw.recv(65536)
+    assert answer.startswith((b"HTTP/1.1 422 ", b"HTTP/1.1 404 "))
+    assert b"application/problem+json" in answer
+    assert _nothing_stored(service)
+
+
+@pytest.mark.parametrize("path", ["model.bin", "a/model.PT", "x.ckpt", "x.pth", "x.pkl", "x.pickle"])
+def test_a_pickle_is_refused_with_the_way_to_convert_it(service: Service, path: str) -> None:
+    answer = service.http.put(f"/v1/checkpoints/net/files/{path}", content=b"hi")
+    assert (answer.status_code, answer.json()["code"]) == (422, "upload.pickle")
+    assert "safetensors" in answer.json()["detail"]
+    assert _nothing_stored(service)
+
+
+@pytest.mark.parametrize("headers", [{"Content-Type": "multipart/form-data; boundary=x"}, {"Content-Encoding": "gzip"}])
+def test_a_form_or_an_encoded_body_is_refused(service: Service, headers: dict[str, str]) -> None:
+    answer = service.http.put(URL, content=b"hi", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "upload.not_raw")
+    assert _nothing_stored(service)
+
+
+def test_uploads_to_one_path_at_once_leave_one_whole_file(service: Service) -> None:
+    contents = [bytes([number]) * 500_000 for number in range(8)]
+    answers = []
+
+    def upload(content: bytes) -> None:
+        with httpx.Client(base_url=service.http.base_url, timeout=20) as client:
+            answers.append(client.put(URL, content=content).status_code)
+
+    threads = [threading.Thread(target=upload, args=[content]) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [201] * 8
+    with service.context.database.reading() as session:
+        file = session.query(UploadedFile).one()
+    assert service.context.blobs.path(file.digest).read_bytes() in contents
