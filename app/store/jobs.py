@@ -162,6 +162,12 @@ def abandon(session: Session, fusion_id: str, worker: str, seen: str, max_attemp
         _lose(session, fusion, seen, max_attempts)
 
 
+def held_by(session: Session, worker: str) -> list[FusionId]:
+    """The jobs whose lease this worker holds."""
+    held = select(Fusion.id).where(Fusion.state.in_(HELD), Fusion.worker == worker)
+    return [FusionId(fusion_id) for fusion_id in session.scalars(held)]
+
+
 def requeue_expired(session: Session, max_attempts: int, limit: int = 100) -> list[FusionId]:
     """Takes every job back whose lease ran out: requeued, failed after too many losses, or cancelled if asked for."""
     expired = (

@@ -1,0 +1,178 @@
+"""One attempt at one fusion: claimed, kept alive while it runs, and closed in whichever way it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from app.settings import Settings
+from app.store import jobs
+from app.store.blobs import BlobStore
+from app.store.database import Database
+from app.store.ids import FusionId
+from cogram_core.errors import FusionStopped, InvalidInput
+from cogram_core.observer import StageInfo
+from cogram_core.recipe import Recipe
+from worker.keeper import Keeper, Stop
+from worker.results import as_json, store_output
+from worker.workspace import Workspace
+
+if TYPE_CHECKING:
+    from cogram_core.pipeline import Fusion
+    from cogram_core.trace import Decision
+
+log = structlog.get_logger("worker.lease")
+
+_RETRY_SECONDS = 0.5
+
+Ending = Callable[[Session, jobs.Claim], bool]
+
+
+class Job:
+    """A held attempt: what the core needs to run it, and the observer that it reports to."""
+
+    def __init__(self, claim: jobs.Claim, keeper: Keeper, workspace: Workspace, store: Store) -> None:
+        self.claim = claim
+        self.output = workspace.output
+        self.ending: Ending | None = None
+        self._keeper = keeper
+        self._workspace = workspace
+        self._store = store
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What to do."""
+        return Recipe.from_document(self.claim.recipe)
+
+    @cached_property
+    def inputs(self) -> dict[str, Path]:
+        """Where each checkpoint and dataset of the recipe lies; laid out when first asked for."""
+        self._workspace.create()
+        with self._store.database.reading() as session:
+            return self._workspace.lay_out(session, self._store.blobs, self.recipe.references())
+
+    def finish(self, result: Fusion) -> None:
+        """The core is done: its output becomes blobs, and a result once the job closes with the lease still held."""
+        artifacts = store_output(self.output, self._store.blobs)
+        self.ending = partial(jobs.finish_succeeded, verdict=as_json(result.verdict), artifacts=artifacts)
+
+    def stage_started(self, stage: StageInfo) -> None:
+        """A stage begins."""
+        self._keeper.events.stage_started(stage)
+
+    def progress(self, stage: StageInfo, done: int, total: int) -> None:  # noqa: ARG002  # stages follow one another
+        """``done`` of ``total`` steps of the stage's current pass are behind it."""
+        self._keeper.events.progress(done, total)
+
+    def decision(self, decision: Decision) -> None:
+        """One unit was merged, refined, rolled back or skipped."""
+        self._keeper.events.decision(decision)
+
+    def stage_finished(self, stage: StageInfo) -> None:
+        """A stage ended."""
+        self._keeper.events.stage_finished(stage)
+
+    def should_stop(self) -> bool:
+        """True once the fusion is cancelled, the lease is lost or the worker stops."""
+        return self._keeper.stop is not None
+
+
+@dataclass(frozen=True)
+class Store:
+    """What app and worker share."""
+
+    database: Database
+    blobs: BlobStore
+
+
+class Ledger:
+    """Where a worker gets its jobs from and brings them back to."""
+
+    def __init__(self, store: Store, settings: Settings, worker: str, stopping: Callable[[], bool]) -> None:
+        self._store = store
+        self._settings = settings
+        self._worker = worker
+        self._stopping = stopping
+
+    @contextmanager
+    def lease(self, fusion_id: FusionId) -> Iterator[Job | None]:
+        """The job for as long as the block runs; None if it is done, or held by a live worker.
+
+        However the block ends, the attempt's folder is removed and then the job is closed: with the result given to
+        ``finish``, or according to the exception that left the block, which goes no further.
+        """
+        claim = self._claim(fusion_id)
+        if claim is None:
+            log.info("nothing to do", fusion_id=fusion_id)
+            yield None
+            return
+        with structlog.contextvars.bound_contextvars(fusion_id=fusion_id, attempt=claim.attempt):
+            log.info("fusion started", worker=self._worker)
+            workspace = Workspace(self._settings.work_dir, fusion_id, claim.attempt)
+            keeper = Keeper(self._store.database, self._settings, claim, self._stopping)
+            job = Job(claim, keeper, workspace, self._store)
+            keeper.start()
+            try:
+                yield job
+            except Exception as error:
+                job.ending = _ending_after(error, keeper.stop)
+            finally:
+                workspace.remove()
+                keeper.end()
+            self._close(claim, keeper, job.ending)
+
+    def _claim(self, fusion_id: FusionId) -> jobs.Claim | None:
+        settings = self._settings
+        with self._store.database.transaction() as session:
+            return jobs.claim(session, fusion_id, self._worker, settings.lease_seconds, settings.max_attempts)
+
+    def _close(self, claim: jobs.Claim, keeper: Keeper, ending: Ending | None) -> None:
+        """A database out of reach is asked again for as long as the lease may still hold."""
+        while ending is not None:
+            try:
+                keeper.write_events()
+                with self._store.database.transaction() as session:
+                    closed = ending(session, claim) or jobs.finish_cancelled(session, claim)
+            except SQLAlchemyError as error:
+                log.warning("fusion not closed yet", error=str(error))
+                if time.monotonic() > keeper.deadline:
+                    break
+                time.sleep(_RETRY_SECONDS)
+            else:
+                log.info("fusion closed" if closed else "lease lost, nothing is written")
+                return
+        log.warning("fusion left to the next worker")
+
+
+def _ending_after(error: Exception, stop: Stop | None) -> Ending | None:
+    if stop is Stop.LOST:
+        return None
+    if isinstance(error, FusionStopped) and stop is Stop.CANCELLED:
+        return jobs.finish_cancelled
+    if isinstance(error, FusionStopped) and stop is Stop.SHUTDOWN:
+        return partial(jobs.release, seen="its worker was stopped")
+    if isinstance(error, InvalidInput):
+        return partial(jobs.finish_failed, error=_refused(error))
+    log.error("fusion failed", exc_info=error)
+    if isinstance(error, SQLAlchemyError):
+        return partial(jobs.release, seen=f"the database failed: {type(error).__name__}")
+    detail = f"{type(error).__name__}: {error}"
+    return partial(jobs.finish_failed, error={"code": "fusion.internal", "detail": detail, "errors": []})
+
+
+def _refused(error: InvalidInput) -> dict[str, Any]:
+    more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+    return {
+        "code": error.code,
+        "detail": f"{error.problems[0]}{more}",
+        "errors": [asdict(problem) for problem in error.problems],
+    }

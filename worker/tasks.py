@@ -1,0 +1,39 @@
+"""The tasks. Each is a thin shell: the message says which job, the database says everything else."""
+
+from __future__ import annotations
+
+from functools import cache
+
+# Imported with this module, in the worker's parent: a job's forked child finds torch already there.
+import cogram_core.pipeline
+from app.settings import Settings
+from app.store.blobs import BlobStore
+from app.store.database import Database
+from app.store.ids import FusionId
+from worker.celery_app import RUN_FUSION, app
+from worker.lease import Ledger, Store
+from worker.process import STOPPING, WORKER
+
+
+def run_fusion(fusion_id: str) -> None:
+    """Safe to deliver twice, late, or for a job that has ended."""
+    run(_ledger(), FusionId(fusion_id))
+
+
+def run(ledger: Ledger, fusion_id: FusionId) -> None:
+    """One attempt at one fusion."""
+    with ledger.lease(fusion_id) as job:
+        if job is None:  # done, or held by a live worker
+            return
+        job.finish(cogram_core.pipeline.fuse(job.recipe, job.output, inputs=job.inputs, observer=job))
+
+
+@cache
+def _ledger() -> Ledger:
+    """Opened in the child: the parent never has the database open when it forks."""
+    settings = Settings()
+    store = Store(Database(settings.resolved_database_url), BlobStore(settings.blob_dir))
+    return Ledger(store, settings, WORKER, STOPPING.is_set)
+
+
+app.task(run_fusion, name=RUN_FUSION)
