@@ -79,7 +79,7 @@ def compare_with_index(found: CheckpointFiles, files: Sequence[FileHeader], prob
 
 
 def _choose(files: Mapping[str, Path], label: Callable[[str], str], place: str, problems: Problems) -> CheckpointFiles:
-    """``model.safetensors``, else an index with its shards, else the only safetensors file."""
+    """``model.safetensors``, else an index and the files it names, else the only safetensors file; others are not read."""
     single = sorted(name for name in files if name.endswith(_SUFFIX))
     indexes = sorted(name for name in files if name.endswith(_INDEX_SUFFIX))
     index = INDEX_FILE if INDEX_FILE in indexes else indexes[0] if len(indexes) == 1 else None

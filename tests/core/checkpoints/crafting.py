@@ -35,6 +35,10 @@ def good_bytes(name: str = "a") -> bytes:
     return file_bytes({name: entry()})
 
 
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def problems_of(action: Callable[[], object]) -> tuple[Problem, ...]:
     with pytest.raises(CheckpointError) as caught:
         action()
