@@ -123,13 +123,20 @@ class Journal:
             self._stream.close()
             self._file.close()
 
+    def decisions(self) -> Iterator[Decision]:
+        """Every decision taken so far, read back from the file."""
+        self.flush()
+        for batch in read_journal(self.path):
+            yield from _decisions(batch)
+
     def finish(self, target: Path, metadata: Mapping[str, Any]) -> None:
-        """Ends the stream and writes its rows, batch by batch, as a Parquet file with ``metadata``."""
+        """Ends the stream, writes its rows, batch by batch, as a Parquet file with ``metadata``, and removes the journal."""
         self.close()
         schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in read_journal(self.path):
                 writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+        self.path.unlink()
 
 
 def read_journal(path: Path) -> Iterator[pa.RecordBatch]:
@@ -143,24 +150,22 @@ def read_journal(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 class Trace:
-    """A finished trace: a Parquet file, read row group by row group."""
+    """A finished trace: a Parquet file, read row group by row group; or its bytes, for runs in memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, source: Path | bytes) -> None:
         """Opens the file.
 
         Raises:
             ReplayError: if it is not a trace.
         """
-        self.path = path
+        place = str(source) if isinstance(source, Path) else "trace"
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ReplayError([Problem(str(path), "replay.unreadable", f"not a readable trace: {error}")]) from error
+            raise ReplayError([Problem(place, "replay.unreadable", f"not a readable trace: {error}")]) from error
         schema = self._file.schema_arrow
         if METADATA_KEY not in (schema.metadata or {}) or schema.names != SCHEMA.names:
-            raise ReplayError(
-                [Problem(str(path), "replay.not_a_trace", "a Parquet file, but not the trace of a fusion")]
-            )
+            raise ReplayError([Problem(place, "replay.not_a_trace", "a Parquet file, but not the trace of a fusion")])
         self.metadata: dict[str, Any] = json.loads(schema.metadata[METADATA_KEY])
 
     def __len__(self) -> int:
@@ -169,12 +174,16 @@ class Trace:
     def decisions(self) -> Iterator[Decision]:
         """Every decision, in order."""
         for batch in self._file.iter_batches(batch_size=_BATCH_ROWS):
-            for row in batch.to_pylist():
-                yield Decision(**{**row, **{key: _tuple(row[key]) for key in ("loss_sources", "shares")}})
+            yield from _decisions(batch)
 
     def table(self) -> pa.Table:
         """All rows at once, without the payload."""
         return self._file.read(columns=[name for name in SCHEMA.names if name != "payload"])
+
+
+def _decisions(batch: pa.RecordBatch) -> Iterator[Decision]:
+    for row in batch.to_pylist():
+        yield Decision(**{**row, **{key: _tuple(row[key]) for key in ("loss_sources", "shares")}})
 
 
 def _tuple(value: list[float] | None) -> tuple[float, ...] | None:

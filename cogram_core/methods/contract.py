@@ -45,9 +45,20 @@ class MethodParams(BaseModel):
 class Source(Protocol):
     """A checkpoint that is to be fused, its tensors read one by one."""
 
-    name: str
-    weight: float
-    data: Dataset | None
+    @property
+    def name(self) -> str:
+        """As in the recipe."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its say, positive."""
+        ...
+
+    @property
+    def data(self) -> Dataset | None:
+        """Its own data, where the recipe names some."""
+        ...
 
     def read(self, tensor: str) -> Tensor:
         """One tensor, in the compute dtype, on the run's device."""

@@ -1,6 +1,6 @@
 """All that headers alone can tell, all problems at once, with estimates. Free of torch and numpy: the API runs it."""
 
-from cogram_core.preflight.checks import Estimates, Preflight, preflight
+from cogram_core.preflight.checks import Estimates, Preflight, needs_network, preflight
 from cogram_core.preflight.data import DatasetFacts, read_dataset_facts
 from cogram_core.preflight.summaries import CheckpointSummary, summarise_checkpoint
 
@@ -9,6 +9,7 @@ __all__ = [
     "DatasetFacts",
     "Estimates",
     "Preflight",
+    "needs_network",
     "preflight",
     "read_dataset_facts",
     "summarise_checkpoint",

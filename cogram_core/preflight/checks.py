@@ -11,7 +11,7 @@ from cogram_core.errors import Problem
 from cogram_core.preflight.data import DatasetFacts, target_problems
 from cogram_core.preflight.summaries import CheckpointSummary
 from cogram_core.recipe.document import Recipe, Source
-from cogram_core.recipe.layers import Conv1d, Conv2d, Flatten, LayerSpec, Linear, expected_tensors
+from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, expected_tensors
 from cogram_core.recipe.methods import catalogue
 
 _LISTED = 50
@@ -34,7 +34,7 @@ class Preflight:
     """What was found: problems, the network's layers where a network is needed, estimates."""
 
     problems: tuple[Problem, ...]
-    layers: tuple[LayerSpec, ...] | None
+    layers: tuple[AnyLayer, ...] | None
     estimates: Estimates
 
 
@@ -55,7 +55,7 @@ def preflight(
     """
     first = checkpoints[recipe.sources[0].checkpoint]
     problems = list(_compare_sources(recipe, checkpoints))
-    layers: tuple[LayerSpec, ...] | None = None
+    layers: tuple[AnyLayer, ...] | None = None
     if needs_network(recipe):
         layers, found = _network(recipe, first)
         problems += found
@@ -100,7 +100,7 @@ def _compare_headers(
             yield Problem(place, "sources.dtype_mismatch", message)
 
 
-def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[LayerSpec, ...] | None, list[Problem]]:
+def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[AnyLayer, ...] | None, list[Problem]]:
     layers = first.layers if recipe.network == "auto" else recipe.network.layers
     if layers is None:
         return None, [Problem("network", "network.not_inferred", first.obstacle)]
@@ -127,7 +127,7 @@ def _data(recipe: Recipe, datasets: Mapping[str, DatasetFacts]) -> Iterator[tupl
             yield reference.location, datasets[reference.value]
 
 
-def _compare_data(layers: tuple[LayerSpec, ...], facts: DatasetFacts, location: str) -> Iterator[Problem]:
+def _compare_data(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location: str) -> Iterator[Problem]:
     if (message := _wrong_input(layers, facts.input_shape)) is not None:
         yield Problem(f"{location}: inputs", "dataset.wrong_shape", message)
     classes = _classes(layers)
@@ -135,7 +135,7 @@ def _compare_data(layers: tuple[LayerSpec, ...], facts: DatasetFacts, location: 
         yield from target_problems(facts.target_min, facts.target_max, classes, location)
 
 
-def _wrong_input(layers: tuple[LayerSpec, ...], shape: tuple[int, ...]) -> str | None:
+def _wrong_input(layers: tuple[AnyLayer, ...], shape: tuple[int, ...]) -> str | None:
     """Why the first layer with weights can't take an input, as far as that can be told without running."""
     for layer in layers:
         if isinstance(layer, Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
@@ -155,7 +155,7 @@ def _wrong_input(layers: tuple[LayerSpec, ...], shape: tuple[int, ...]) -> str |
     return None
 
 
-def _classes(layers: tuple[LayerSpec, ...]) -> int | None:
+def _classes(layers: tuple[AnyLayer, ...]) -> int | None:
     for layer in reversed(layers):
         if isinstance(layer, Linear):
             return layer.out_features

@@ -93,7 +93,7 @@ def target_problems(low: int, high: int, classes: int, place: str) -> list[Probl
 
 def _range(spec: TensorSpec) -> tuple[int, int]:
     """Least and greatest value of an integer tensor, in small pieces; the machine is little-endian, as the file is."""
-    low, high = 2**63, -(2**63)
+    ends: list[int] = []
     left = spec.elements * DTYPES[spec.dtype].size
     with spec.file.open("rb") as file:
         file.seek(spec.data_start + spec.begin)
@@ -102,6 +102,6 @@ def _range(spec: TensorSpec) -> tuple[int, int]:
             if not chunk:
                 raise DatasetError([Problem(spec.file.name, "dataset.truncated", "ends early; copy the file again")])
             values = memoryview(chunk).cast(_INTEGERS[spec.dtype])
-            low, high = min(low, min(values)), max(high, max(values))
+            ends += [min(values), max(values)]
             left -= len(chunk)
-    return low, high
+    return min(ends), max(ends)

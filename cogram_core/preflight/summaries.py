@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cogram_core.checkpoints.header import CheckpointHeader, TensorSpec, read_checkpoint_header
 from cogram_core.errors import NetworkError, Problem
 from cogram_core.recipe.document import SequentialNetwork
-from cogram_core.recipe.layers import LayerSpec, Linear, ReLU
+from cogram_core.recipe.layers import AnyLayer, Linear, ReLU
 
 NETWORK_FILE = "network.json"
 _MAX_NETWORK_BYTES = 2**20
@@ -24,7 +24,7 @@ class CheckpointSummary:
     """A checkpoint's headers and its network: its layers, or why none could be told."""
 
     header: CheckpointHeader
-    layers: tuple[LayerSpec, ...] | None
+    layers: tuple[AnyLayer, ...] | None
     described: bool
     """Whether the layers stand in the checkpoint's own ``network.json``; else they were inferred."""
     obstacle: str
@@ -60,7 +60,7 @@ def _network_file(location: Path | Mapping[str, Path]) -> Path | None:
     return location.get(NETWORK_FILE)
 
 
-def _read_network(path: Path) -> tuple[LayerSpec, ...]:
+def _read_network(path: Path) -> tuple[AnyLayer, ...]:
     if path.stat().st_size > _MAX_NETWORK_BYTES:
         raise NetworkError([Problem(NETWORK_FILE, "network.invalid", f"is larger than {_MAX_NETWORK_BYTES} bytes")])
     try:
@@ -72,7 +72,7 @@ def _read_network(path: Path) -> tuple[LayerSpec, ...]:
         ) from error
 
 
-def infer_layers(header: CheckpointHeader) -> tuple[tuple[LayerSpec, ...] | None, str]:
+def infer_layers(header: CheckpointHeader) -> tuple[tuple[AnyLayer, ...] | None, str]:
     """A chain of linear layers with ReLU between, where names and shapes allow no other reading of the tensors.
 
     Returns:
@@ -91,7 +91,7 @@ def infer_layers(header: CheckpointHeader) -> tuple[tuple[LayerSpec, ...] | None
         out, into = left["weight"].shape[0], right["weight"].shape[1]
         if out != into:
             return None, f"{before!r} gives {out} values but {after!r} takes {into}, so they are no chain; {remedy}"
-    layers: list[LayerSpec] = []
+    layers: list[AnyLayer] = []
     for name, tensors in chain:
         out, into = tensors["weight"].shape
         layers += [ReLU(type="relu", name=f"relu{len(layers)}")] if layers else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from cogram_core.errors import Problem
@@ -54,6 +55,7 @@ def rule_problems(recipe: Recipe) -> list[Problem]:
         *_base_problems(recipe, entries),
         *_data_problems(recipe, entries),
         *_guard_problems(recipe),
+        *_stage_order_problems(recipe, entries),
     ]
 
 
@@ -108,4 +110,19 @@ def _guard_problems(recipe: Recipe) -> list[Problem]:
             "recipe.missing_holdout",
             f"the guard ({recipe.guard.mode}) compares on holdout data; name a file, or write guard: off",
         )
+    ]
+
+
+def _stage_order_problems(recipe: Recipe, entries: list[MethodEntry]) -> list[Problem]:
+    """A merging stage makes the network anew; without a guard to compare them, an earlier one is work for nothing."""
+    if recipe.guard.mode != "off":
+        return []
+    return [
+        Problem(
+            f"stages[{place}]",
+            "recipe.overwritten_stage",
+            f"{before.name} is overwritten by {after.name}, which merges anew; take one of them out",
+        )
+        for place, (before, after) in enumerate(pairwise(entries))
+        if after.kind == "merging"
     ]

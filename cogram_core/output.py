@@ -1,0 +1,76 @@
+"""Writes a run's checkpoint: dtypes, shards, and the files that are carried over from the first source."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES
+from cogram_core.checkpoints.writer import CheckpointWriter, TensorLayout
+from cogram_core.recipe import Recipe
+from cogram_core.sources import TensorStore
+
+# Small files that say how to use the tensors; everything else in a source's folder stays there.
+_CARRIED = (
+    "config.json",
+    "network.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def output_dtypes(recipe: Recipe, store: TensorStore) -> dict[str, torch.dtype]:
+    """The dtype each tensor is written in; integers keep theirs."""
+    chosen = None if recipe.output.dtype == "source" else getattr(torch, recipe.output.dtype)
+    return {name: chosen if chosen and facts.floating else facts.dtype for name, facts in store.facts().items()}
+
+
+def write_checkpoint(
+    folder: Path,
+    recipe: Recipe,
+    first: TensorStore,
+    dtypes: Mapping[str, torch.dtype],
+    value: Callable[[str], Tensor],
+) -> tuple[str, ...]:
+    """Writes all tensors one by one, rounding each once.
+
+    Args:
+        folder: exists and is empty.
+        recipe: says how large a shard may be.
+        first: the first source; integer and bool tensors are its.
+        dtypes: see ``output_dtypes``.
+        value: the fused floating tensor of a name.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        OutputError: if they can't be written.
+    """
+    facts = first.facts()
+    layout = [TensorLayout(name, DTYPE_NAMES[dtypes[name]], entry.shape) for name, entry in facts.items()]
+    with CheckpointWriter(
+        folder, layout, max_shard_bytes=recipe.output.max_shard_bytes, metadata={"format": "pt"}
+    ) as writer:
+        for name, entry in facts.items():
+            writer.write(name, value(name).to(dtypes[name]) if entry.floating else first.read(name))
+        return writer.finish()
+
+
+def carry_over(source: Path, folder: Path) -> None:
+    """Copies the first source's configuration and tokenizer files beside the tensors."""
+    if not source.is_dir():
+        return
+    for name in _CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

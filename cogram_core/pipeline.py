@@ -1,0 +1,250 @@
+"""Runs a recipe: resolve, preflight, stages, guard, write. The only module that knows all the others."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from cogram_core.checkpoints.atomic import atomic_folder
+from cogram_core.checkpoints.reader import CheckpointReader
+from cogram_core.determinism import repeatable, resolve_device, resolve_threads
+from cogram_core.errors import DatasetError, InvalidInput, Problem
+from cogram_core.evaluation.datasets import Dataset, check_targets, make_dataset, read_dataset
+from cogram_core.networks.network import Network
+from cogram_core.networks.sequential import build
+from cogram_core.observer import Observer, SilentObserver
+from cogram_core.output import carry_over, output_dtypes, write_checkpoint
+from cogram_core.preflight import CheckpointSummary, needs_network, preflight, read_dataset_facts, summarise_checkpoint
+from cogram_core.recipe import Recipe, SequentialNetwork
+from cogram_core.recipe.layers import AnyLayer, LayerSpec
+from cogram_core.run import Inputs, Outcome, Run, compute_dtype
+from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike
+from cogram_core.trace import Trace
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A finished fusion: its output folder, its verdict and its report (the content of ``report.json``)."""
+
+    output: Path
+    verdict: dict[str, Any]
+    report: dict[str, Any]
+
+
+def fuse(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    output: str | Path,
+    *,
+    inputs: Mapping[str, Path] | None = None,
+    observer: Observer | None = None,
+) -> Fusion:
+    """Carries out a recipe and writes its output folder.
+
+    Args:
+        recipe: a recipe, a parsed document, or the path of a YAML or JSON file.
+        output: the folder to write; it appears complete by one rename, and must not exist before.
+        inputs: local paths by reference, for recipes whose references are names and not paths.
+        observer: hears of the progress and may stop the run.
+
+    Raises:
+        InvalidInput: listing everything that is wrong with the recipe or its inputs; nothing was written.
+        OutputError: if the folder can't be written.
+        FusionStopped: if the observer asked for it; nothing was written.
+    """
+    parsed = _parse(recipe)
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_folder(Path(output)))
+        paths = _paths(parsed, inputs or {})
+        layers = _preflight(parsed, paths)
+        resolved = _resolve(parsed, layers)
+        loaded = _load(resolved, paths, layers, stack)
+        run = Run(resolved, loaded, folder, observer or SilentObserver())
+        stack.callback(run.close)
+        stack.enter_context(repeatable(resolve_threads(resolved.threads)))
+        outcome = run.carry_out()
+        report = _write(folder, resolved, loaded, outcome, run, paths[resolved.sources[0].checkpoint])
+    return Fusion(Path(output), outcome.verdict, report)
+
+
+class FusedModule(NamedTuple):
+    """What ``fuse_modules`` gives: the fused module and the trace of how it came about."""
+
+    module: nn.Module
+    trace: Trace
+
+
+def fuse_modules(
+    modules: Sequence[nn.Module],
+    *,
+    stages: Sequence[Mapping[str, Any] | str],
+    data: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> FusedModule:
+    """Fuses networks in memory; the same stages, guard and results as ``fuse``.
+
+    Args:
+        modules: two or more torch modules of one architecture that give class scores (N, C) for inputs (N, ...).
+        stages: methods by name, or mappings with ``method`` and its parameters.
+        data: ``evaluation`` and ``holdout``, each a pair of inputs (N, ...) and integer targets (N,).
+        observer: hears of the progress and may stop the run.
+        options: further keys of a recipe: ``guard``, ``seed``, ``compute_dtype``, ``threads``, ``device``.
+
+    Returns:
+        A copy of the first module with the fused tensors, in evaluation mode, and the trace.
+
+    Raises:
+        InvalidInput: listing everything that is wrong with the arguments.
+        FusionStopped: if the observer asked for it.
+    """
+    recipe = Recipe.from_document(
+        {
+            **options,
+            "sources": [{"name": f"module-{i}", "checkpoint": f"memory:{i}"} for i in range(len(modules))],
+            "data": {name: f"memory:{name}" for name in data or {}},
+            "stages": [{"method": stage} if isinstance(stage, str) else dict(stage) for stage in stages],
+        }
+    )
+    resolved = _resolve(recipe, None)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        inputs = _load_modules(resolved, modules, data or {})
+        run = Run(resolved, inputs, folder, observer or SilentObserver())
+        stack.callback(run.close)
+        stack.enter_context(repeatable(resolve_threads(resolved.threads)))
+        outcome = run.carry_out()
+        fused = copy.deepcopy(modules[0]).eval()
+        with torch.no_grad():
+            for tensor_name, tensor in fused.state_dict().items():
+                if tensor.is_floating_point():
+                    tensor.copy_(outcome.value(tensor_name))
+        run.finish(outcome)
+        return FusedModule(fused, Trace((folder / "trace.parquet").read_bytes()))
+
+
+def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[str, tuple[Tensor, Tensor]]) -> Inputs:
+    device, dtype = torch.device(recipe.device), compute_dtype(recipe)
+    sources = [
+        LoadedSource(source.name, source.weight, MemoryStore(module.state_dict()), dtype, device)
+        for source, module in zip(recipe.sources, modules, strict=True)
+    ]
+    check_alike(sources)
+    sets = {name: make_dataset(*pair, dtype, f"data.{name}").to(device) for name, pair in data.items()}
+    evaluation, holdout = sets.get("evaluation"), sets.get("holdout")
+    network = None
+    if needs_network(recipe):
+        example = next(iter(sets.values())).inputs[:1]
+        network = Network(copy.deepcopy(modules[0]).to(device, dtype), example)
+        _check_classes(network, {f"data.{name}": dataset for name, dataset in sets.items()})
+    return Inputs(sources, network, evaluation, holdout)
+
+
+def _check_classes(network: Network, datasets: Mapping[str, Dataset]) -> None:
+    problems = [p for place, dataset in datasets.items() for p in check_targets(dataset, network.classes, place)]
+    if problems:
+        raise DatasetError(problems)
+
+
+def _parse(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.from_document(recipe)
+    return Recipe.load(recipe)
+
+
+def _paths(recipe: Recipe, inputs: Mapping[str, Path]) -> dict[str, Path]:
+    return {ref.value: Path(inputs.get(ref.value, ref.value)) for ref in recipe.references()}
+
+
+def _preflight(recipe: Recipe, paths: Mapping[str, Path]) -> tuple[AnyLayer, ...] | None:
+    """Looks at every header; all problems of all inputs in one error."""
+    problems: list[Problem] = []
+    checkpoints: dict[str, CheckpointSummary] = {}
+    datasets = {}
+    for reference in recipe.references():
+        path = paths[reference.value]
+        try:
+            if reference.kind == "checkpoint":
+                checkpoints[reference.value] = summarise_checkpoint(path)
+            else:
+                datasets[reference.value] = read_dataset_facts(path)
+        except InvalidInput as error:
+            problems += [Problem(f"{reference.location}: {p.location}", p.code, p.message) for p in error.problems]
+    if problems:
+        raise InvalidInput(problems)
+    found = preflight(recipe, checkpoints, datasets)
+    if found.problems:
+        raise InvalidInput(found.problems)
+    return found.layers
+
+
+def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
+    """The recipe with everything that was left open decided: device, threads, layers."""
+    network = recipe.network if layers is None else SequentialNetwork(kind="sequential", layers=layers)
+    return recipe.model_copy(
+        update={
+            "device": str(resolve_device(recipe.device)),
+            "threads": resolve_threads(recipe.threads),
+            "network": network,
+        }
+    )
+
+
+def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...] | None, stack: ExitStack) -> Inputs:
+    device, dtype = torch.device(recipe.device), compute_dtype(recipe)
+
+    def dataset(reference: str | None) -> Dataset | None:
+        return None if reference is None else read_dataset(paths[reference], dtype).to(device)
+
+    sources = []
+    for source in recipe.sources:
+        reader = stack.enter_context(CheckpointReader.open(paths[source.checkpoint]))
+        data = dataset(source.data)
+        sources.append(LoadedSource(source.name, source.weight, CheckpointStore(reader), dtype, device, data))
+    evaluation, holdout = dataset(recipe.data.evaluation), dataset(recipe.data.holdout)
+    network = None
+    if layers is not None:
+        places = {"data.evaluation": evaluation, "data.holdout": holdout}
+        places |= {f"sources[{place}].data": source.data for place, source in enumerate(sources)}
+        datasets = {place: data for place, data in places.items() if data is not None}
+        network = Network(_module(layers, sources[0]), next(iter(datasets.values())).inputs[:1])
+        _check_classes(network, datasets)
+    return Inputs(sources, network, evaluation, holdout)
+
+
+def _module(layers: Sequence[LayerSpec], source: LoadedSource) -> nn.Module:
+    module = build(layers, source.dtype, source.device)
+    for name, tensor in module.state_dict().items():
+        if name in source.store.facts():
+            tensor.copy_(source.store.read(name))
+    return module
+
+
+def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: Run, first: Path) -> dict[str, Any]:
+    store = inputs.sources[0].store
+    carry_over(first, folder)
+    write_checkpoint(folder, recipe, store, output_dtypes(recipe, store), outcome.value)
+    report = run.finish(outcome)
+    document = yaml.safe_dump(recipe.to_document(), sort_keys=False, allow_unicode=True)
+    (folder / "recipe.resolved.yaml").write_text(document, encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+    return report
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

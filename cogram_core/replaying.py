@@ -1,0 +1,148 @@
+"""Gives a fused checkpoint again from its sources and its trace: no data, no forward pass, the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogram_core.checkpoints.atomic import atomic_folder
+from cogram_core.checkpoints.reader import CheckpointReader
+from cogram_core.errors import Problem, ReplayError
+from cogram_core.guard import Choice, plain_average
+from cogram_core.methods import METHODS
+from cogram_core.methods.cogram.decide import mix_unit, step_unit
+from cogram_core.methods.contract import MethodParams, TensorMethod, parse_params
+from cogram_core.mixing import mix_elementwise, unpack_shares
+from cogram_core.networks.network import Layer, Unit
+from cogram_core.output import output_dtypes, write_checkpoint
+from cogram_core.recipe import Recipe
+from cogram_core.sources import CheckpointStore, LoadedSource
+from cogram_core.trace import Decision, Trace
+
+
+def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path) -> Path:
+    """Writes the fused checkpoint of a trace again.
+
+    Args:
+        sources: the checkpoints' folders or files, in the recipe's order.
+        trace: the run's ``trace.parquet``.
+        output: the folder to write; it must not exist.
+
+    Returns:
+        The folder, with the same ``model.safetensors`` (or shards) byte for byte.
+
+    Raises:
+        ReplayError: if the trace is not one, or belongs to other sources.
+        CheckpointError: if a source is not a valid checkpoint.
+        OutputError: if the folder can't be written.
+    """
+    record = Trace(Path(trace))
+    recipe = Recipe.from_document(record.metadata["recipe"])
+    readers = [CheckpointReader.open(Path(source)) for source in sources]
+    try:
+        loaded = _matched(recipe, [CheckpointStore(reader) for reader in readers], record.metadata)
+        state = rebuild(recipe, loaded, record.decisions(), Choice(**record.metadata["written"]))
+        with atomic_folder(Path(output)) as folder:
+            write_checkpoint(folder, recipe, loaded[0].store, output_dtypes(recipe, loaded[0].store), state)
+    finally:
+        for reader in readers:
+            reader.close()
+    return Path(output)
+
+
+def _matched(recipe: Recipe, stores: Sequence[CheckpointStore], metadata: Mapping[str, Any]) -> list[LoadedSource]:
+    expected = metadata["sources"]
+    if len(stores) != len(expected):
+        names = ", ".join(entry["name"] for entry in expected)
+        message = f"the trace has {len(expected)} sources ({names}), here are {len(stores)}; give them in this order"
+        raise ReplayError([Problem("sources", "replay.wrong_count", message)])
+    problems = []
+    for entry, store in zip(expected, stores, strict=True):
+        if (digest := store.digest()) != entry["sha256"]:
+            message = f"has sha256 {digest}, the trace was made with {entry['sha256']}; give the same checkpoint"
+            problems.append(Problem(entry["name"], "replay.other_source", message))
+    if problems:
+        raise ReplayError(problems)
+    dtype = getattr(torch, recipe.compute_dtype)
+    return [
+        LoadedSource(source.name, source.weight, store, dtype, torch.device("cpu"))
+        for source, store in zip(recipe.sources, stores, strict=True)
+    ]
+
+
+def rebuild(
+    recipe: Recipe, sources: Sequence[LoadedSource], decisions: Iterable[Decision], written: Choice
+) -> Callable[[str], Tensor]:
+    """The written network's tensors by name, in the compute dtype.
+
+    Args:
+        recipe: the run's, resolved.
+        sources: in the recipe's order.
+        decisions: the trace from its start.
+        written: which candidate to build.
+
+    Raises:
+        ReplayError: if a decision doesn't fit the sources.
+    """
+    if written.kind == "source":
+        return sources[written.source or 0].read
+    if written.kind == "average":
+        return lambda name: plain_average([source.read(name) for source in sources])
+    state: dict[str, Tensor] = {}
+    layers = _layers(sources[0])
+    params = [parse_params(METHODS[stage.method], stage.parameters) for stage in recipe.stages]
+    for decision in decisions:
+        if decision.seq >= written.seq:
+            break
+        if decision.action != "merged":
+            continue
+        try:
+            _apply(decision, sources, state, layers, params[decision.stage])
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            message = f"decision {decision.seq} doesn't fit the sources: {error}"
+            raise ReplayError([Problem("trace", "replay.damaged", message)]) from error
+    return state.__getitem__
+
+
+def _layers(source: LoadedSource) -> dict[str, Layer]:
+    """Each module's own floating tensors, by the part of the name before the last dot."""
+    grouped: dict[str, list[str]] = {}
+    for name, facts in source.store.facts().items():
+        if facts.floating:
+            grouped.setdefault(name.rpartition(".")[0], []).append(name)
+    return {layer: Layer(layer, tuple(names), 0) for layer, names in grouped.items()}
+
+
+def _apply(
+    decision: Decision,
+    sources: Sequence[LoadedSource],
+    state: dict[str, Tensor],
+    layers: Mapping[str, Layer],
+    params: MethodParams,
+) -> None:
+    if decision.kind == "tensor":
+        values = [source.read(decision.layer) for source in sources]
+        state[decision.layer] = _merged_tensor(decision, sources, values, params).to(values[0].dtype)
+        return
+    assert decision.shares is not None
+    assert decision.step is not None
+    unit = Unit(layers[decision.layer], decision.row)
+    current = {name: unit.part_of(state[name]) for name in unit.layer.tensors}
+    parts = [{name: unit.part_of(source.read(name)) for name in unit.layer.tensors} for source in sources]
+    for name, value in step_unit(current, mix_unit(parts, decision.shares), decision.step).items():
+        unit.part_of(state[name]).copy_(value)
+
+
+def _merged_tensor(
+    decision: Decision, sources: Sequence[LoadedSource], values: list[Tensor], params: MethodParams
+) -> Tensor:
+    if decision.payload is not None:
+        return mix_elementwise(values, unpack_shares(decision.payload, values[0].shape, len(values)))
+    method = METHODS[decision.method]
+    if not isinstance(method, TensorMethod):
+        raise ValueError(f"{decision.method} needs its shares in the trace")
+    return method.merge(values, [source.weight for source in sources], params)

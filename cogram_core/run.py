@@ -1,0 +1,198 @@
+"""One run of a resolved recipe over loaded sources: stages, guard, and what is to be written. Writes no output itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogram_core.errors import FusionStopped
+from cogram_core.evaluation.datasets import Dataset
+from cogram_core.guard import Choice, Jury, hear_inputs, verdict_document
+from cogram_core.methods import METHODS
+from cogram_core.methods.contract import MethodParams, StageContext, TensorMethod, parse_params
+from cogram_core.networks.network import Network
+from cogram_core.observer import Observer, StageInfo
+from cogram_core.output import output_dtypes
+from cogram_core.recipe import Recipe
+from cogram_core.replaying import rebuild
+from cogram_core.report import Summary, build_report
+from cogram_core.sources import LoadedSource, check_finite, differing_integers
+from cogram_core.trace import Decision, Journal, Recorder
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a run works on. ``network`` is None where nothing has to run forward."""
+
+    sources: list[LoadedSource]
+    network: Network | None
+    evaluation: Dataset | None
+    holdout: Dataset | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is to be written: the fused value of each tensor, in the compute dtype, each to be asked for once."""
+
+    value: Callable[[str], Tensor]
+    written: Choice
+    verdict: dict[str, Any]
+
+
+class Run:
+    """Carries out one recipe. ``folder`` gets the journal while it goes and the trace at the end.
+
+    ``carry_out``, then writing the outcome's tensors, then ``finish``; all inside ``repeatable``.
+    """
+
+    def __init__(self, recipe: Recipe, inputs: Inputs, folder: Path, observer: Observer) -> None:
+        self._recipe = recipe
+        self._inputs = inputs
+        self._folder = folder
+        self._observer = observer
+        self._summary = Summary()
+        self._started = time.monotonic()
+        self._journal = Journal(folder / "trace.journal")
+        self._recorder = Recorder(self._journal, self._heard)
+
+    def carry_out(self) -> Outcome:
+        """Runs all stages and the guard.
+
+        Raises:
+            CheckpointError: if a source holds NaN or infinity.
+            FusionStopped: if the observer asked to stop.
+        """
+        check_finite(self._inputs.sources, self._check_stop)
+        network = self._inputs.network
+        return self._without_network() if network is None else self._with_network(network)
+
+    def finish(self, outcome: Outcome) -> dict[str, Any]:
+        """Writes ``trace.parquet`` and returns the report."""
+        sources = [
+            {"name": source.name, "weight": source.weight, "sha256": source.store.digest()}
+            for source in self._inputs.sources
+        ]
+        metadata = {
+            "version": 1,
+            "recipe": self._recipe.to_document(),
+            "sources": sources,
+            "written": outcome.written.to_document(),
+            "verdict": outcome.verdict,
+        }
+        self._journal.finish(self._folder / "trace.parquet", metadata)
+        return build_report(
+            recipe=self._recipe,
+            verdict=outcome.verdict,
+            sources=sources,
+            summary=self._summary,
+            differing_integers=differing_integers(self._inputs.sources),
+            seconds=time.monotonic() - self._started,
+            device=self._inputs.sources[0].device,
+        )
+
+    def close(self) -> None:
+        """Closes the journal of a run that did not finish. Safe to call twice."""
+        self._journal.close()
+
+    def _heard(self, decision: Decision) -> None:
+        self._summary.add(decision)
+        self._observer.decision(decision)
+
+    def _check_stop(self) -> None:
+        if self._observer.should_stop():
+            raise FusionStopped("stopped between tensors")
+
+    def _with_network(self, network: Network) -> Outcome:
+        inputs = self._inputs
+        dtypes = output_dtypes(self._recipe, inputs.sources[0].store)
+        jury = Jury(self._recipe.guard, network, inputs.evaluation, inputs.holdout, dtypes)
+        if self._recipe.guard.mode != "off":
+            hear_inputs(jury, network, [(source.name, source.read) for source in inputs.sources])
+        final = Choice("stage", "nothing", seq=0)
+        for info in self._stages():
+            final = self._stage(info, network, jury)
+        written = jury.choose(final)
+        value: Callable[[str], Tensor] = network.tensor
+        if written != final:
+            value = rebuild(self._recipe, inputs.sources, self._journal.decisions(), written)
+        return Outcome(value, written, jury.verdict(written))
+
+    def _stage(self, info: StageInfo, network: Network, jury: Jury) -> Choice:
+        heard: list[Choice] = []
+
+        def milestone(label: str) -> None:
+            choice = Choice("stage", f"{info.method}: {label}", seq=self._recorder.count)
+            heard.append(choice)
+            if self._recipe.guard.mode != "off":
+                jury.hear(choice)
+
+        context = StageContext(
+            info=info,
+            sources=self._inputs.sources,
+            network=network,
+            evaluation=self._inputs.evaluation,
+            seed=self._recipe.seed,
+            recorder=self._recorder,
+            observer=self._observer,
+            milestone=milestone,
+        )
+        method, params = METHODS[info.method], self._params(info)
+        self._observer.stage_started(info)
+        if isinstance(method, TensorMethod):
+            for done, name in enumerate(network.names):
+                network.tensor(name).copy_(self._merge_tensor(info, method, params, name))
+                context.progress(done + 1, len(network.names))
+            milestone("merged")
+        else:
+            method.run(context, params)
+        if not heard:
+            milestone("unchanged")
+        self._observer.stage_finished(info)
+        return heard[-1]
+
+    def _merge_tensor(self, info: StageInfo, method: TensorMethod, params: MethodParams, name: str) -> Tensor:
+        values = [source.read(name) for source in self._inputs.sources]
+        weights = [source.weight for source in self._inputs.sources]
+        merged = method.merge(values, weights, params).to(values[0].dtype)
+        self._recorder.record(
+            stage=info.index, method=info.method, layer=name, kind="tensor", action="merged", step=1.0, reason="formula"
+        )
+        return merged
+
+    def _without_network(self) -> Outcome:
+        """A single per-tensor stage over any state dict: each tensor is merged when it is about to be written."""
+        (info,) = self._stages()
+        method, params = METHODS[info.method], self._params(info)
+        assert isinstance(method, TensorMethod)
+        total = sum(facts.floating for facts in self._inputs.sources[0].store.facts().values())
+        written = Choice("stage", f"{info.method}: merged", seq=total)
+
+        def value(name: str) -> Tensor:
+            self._check_stop()
+            merged = self._merge_tensor(info, method, params, name)
+            self._observer.progress(info, self._recorder.count, total)
+            if self._recorder.count == total:
+                self._observer.stage_finished(info)
+            return merged
+
+        self._observer.stage_started(info)
+        return Outcome(value, written, verdict_document(self._recipe.guard, written))
+
+    def _stages(self) -> list[StageInfo]:
+        stages: Sequence[Any] = self._recipe.stages
+        return [StageInfo(index, len(stages), stage.method) for index, stage in enumerate(stages)]
+
+    def _params(self, info: StageInfo) -> MethodParams:
+        return parse_params(METHODS[info.method], self._recipe.stages[info.index].parameters)
+
+
+def compute_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype a recipe computes in."""
+    dtype: torch.dtype = getattr(torch, recipe.compute_dtype)
+    return dtype

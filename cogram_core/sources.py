@@ -1,0 +1,171 @@
+"""The sources of a run: tensors read one by one, from checkpoints on disk or from modules in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cogram_core.checkpoints.reader import CheckpointReader
+from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
+from cogram_core.errors import CheckpointError, Problem
+from cogram_core.evaluation.datasets import Dataset
+
+_LISTED = 50
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A stored tensor's dtype and shape."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def floating(self) -> bool:
+        """Whether its numbers can be averaged."""
+        return self.dtype.is_floating_point
+
+
+class TensorStore(Protocol):
+    """Named tensors that are read when asked for."""
+
+    def facts(self) -> Mapping[str, TensorFacts]:
+        """All tensors, in the order of their names."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in its stored dtype, in memory of its own."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of the contents."""
+        ...
+
+
+class CheckpointStore:
+    """Tensors of a checkpoint on disk."""
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+
+    def facts(self) -> Mapping[str, TensorFacts]:
+        """See ``TensorStore.facts``."""
+        specs = self._reader.header.tensors
+        return {name: TensorFacts(TORCH_DTYPES[spec.dtype], spec.shape) for name, spec in specs.items()}
+
+    def read(self, name: str) -> Tensor:
+        """See ``TensorStore.read``."""
+        return self._reader.read(name)
+
+    def digest(self) -> str:
+        """See ``TensorStore.digest``: the checkpoint's combined digest."""
+        return self._reader.digest().combined
+
+
+class MemoryStore:
+    """Tensors of a state dict."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = {name: state[name].detach() for name in sorted(state)}
+
+    def facts(self) -> Mapping[str, TensorFacts]:
+        """See ``TensorStore.facts``."""
+        return {name: TensorFacts(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._state.items()}
+
+    def read(self, name: str) -> Tensor:
+        """See ``TensorStore.read``."""
+        return self._state[name].clone()
+
+    def digest(self) -> str:
+        """See ``TensorStore.digest``: over names, dtypes, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, tensor in self._state.items():
+            digest.update(f"{name} {DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """One source of a run; ``read`` gives tensors in the compute dtype on the run's device."""
+
+    name: str
+    weight: float
+    store: TensorStore
+    dtype: torch.dtype
+    device: torch.device
+    data: Dataset | None = field(default=None)
+
+    def read(self, tensor: str) -> Tensor:
+        """One floating tensor for the fusion's arithmetic."""
+        return self.store.read(tensor).to(self.device, self.dtype)
+
+
+def check_alike(sources: list[LoadedSource]) -> None:
+    """Checks that all sources have the same tensors.
+
+    Raises:
+        CheckpointError: listing every tensor that differs in being there, dtype or shape.
+    """
+    expected = sources[0].store.facts()
+    problems = []
+    for source in sources[1:]:
+        found = source.store.facts()
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                message = (
+                    f"{_shown(found.get(name))}, in {sources[0].name} {_shown(expected.get(name))}; fuse like with like"
+                )
+                problems.append(Problem(f"{source.name}: {name}", "sources.mismatch", message))
+    if problems:
+        raise CheckpointError(problems[:_LISTED])
+
+
+def _shown(facts: TensorFacts | None) -> str:
+    return "not there" if facts is None else f"{DTYPE_NAMES[facts.dtype]} {list(facts.shape)}"
+
+
+def check_finite(sources: list[LoadedSource], check_stop: Callable[[], None]) -> None:
+    """Reads every floating tensor once.
+
+    Raises:
+        CheckpointError: listing every tensor of every source that holds NaN or infinity.
+    """
+    problems = list(_not_finite(sources, check_stop))
+    if problems:
+        more = len(problems) - _LISTED
+        listed = problems[:_LISTED]
+        if more > 0:
+            listed.append(Problem("", "sources.more_problems", f"{more} more tensors are not finite"))
+        raise CheckpointError(listed)
+
+
+def _not_finite(sources: list[LoadedSource], check_stop: Callable[[], None]) -> Iterator[Problem]:
+    for source in sources:
+        for name, facts in source.store.facts().items():
+            check_stop()
+            if not facts.floating or _finite(source.store.read(name)):
+                continue
+            message = "holds NaN or infinity; leave this source out or train it again"
+            yield Problem(f"{source.name}: {name}", "sources.not_finite", message)
+
+
+def _finite(tensor: Tensor) -> bool:
+    # torch has no isfinite for 8-bit floats; widening any float keeps NaN and infinity.
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
+def differing_integers(sources: list[LoadedSource]) -> tuple[str, ...]:
+    """Names of the integer and bool tensors that are not the same in all sources; the first source's are taken."""
+    first, *others = sources
+    return tuple(
+        name
+        for name, facts in first.store.facts().items()
+        if not facts.floating
+        and any(not torch.equal(first.store.read(name), other.store.read(name)) for other in others)
+    )
