@@ -5,14 +5,34 @@ from __future__ import annotations
 import argparse
 import socket
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.context import Context
+from app.errors import BadRequest, problem_response
+from app.listening import check_host, listen
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings
 
 _GRACE_SECONDS = 3  # for requests under way when the process is asked to end
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1, which tells even of a request that is no HTTP in the service's own way."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers and closes."""
+        answer = problem_response("", status=400, code=BadRequest.code, title=BadRequest.title, detail=msg)
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -34,19 +54,22 @@ def make_server(settings: Settings) -> Server:
         access_log=False,
         server_header=False,
         lifespan="on",
+        http=Protocol,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     return Server(config)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    listener.listen(2048)
-    return listener
+def run_api(settings: Settings) -> None:
+    """The HTTP process alone, on the address that ``settings`` name, until a signal asks for the end.
+
+    Raises:
+        CannotServe: when it can't listen there.
+    """
+    check_host(settings.host)
+    with listen(settings.host, settings.port) as listener:
+        configure_logging()
+        make_server(settings).run(sockets=[listener])
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -33,7 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     chosen = settings or Settings()
     app = FastAPI(
         title="CoGraM Fusion",
-        version=version("cogram-fusion"),
+        version="1.0",  # of the contract under /v1
         summary="Fuses trained neural network checkpoints into one, without retraining, and records every decision.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # the stock pages load scripts from elsewhere

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api import listen, make_server
+from app.api import make_server
 from app.context import Context
+from app.listening import listen
 from app.settings import Settings
 from app.store.database import Database
 from tests.app.factories import Service

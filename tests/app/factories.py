@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,17 @@ class Service:
     def incoming(self) -> list[Path]:
         """Uploads under way, or left behind."""
         return list(self.context.blobs.incoming.iterdir())
+
+    def raw(self, method: str, target: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+        """A request whose target goes out as it is written here; status and document of the answer."""
+        url = self.http.base_url
+        with socket.create_connection((url.host, url.port or 80), 10) as connection:
+            head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        headers, _, document = answer.partition(b"\r\n\r\n")
+        assert b"content-type: application/problem+json" in headers.lower()
+        return int(headers.split()[1]), json.loads(document)
 
     def upload(self, kind: str, name: str, path: str, content: bytes) -> None:
         """PUT of one file that is expected to work."""

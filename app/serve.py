@@ -1,0 +1,167 @@
+"""``cogram serve``: everything on one machine, in one foreground process that keeps its parts running.
+
+Broker, API, dispatcher and worker are processes of their own. Nothing of them outlives this one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from threading import Event
+from types import FrameType
+
+from app.broker import ping
+from app.children import Child, Program, stop_together
+from app.embedded_broker import EmbeddedBroker
+from app.listening import CannotServe, check_host, listen
+from app.settings import Settings
+from app.store.migrate import migrate
+
+_QUEUES = "fusion.cpu,fusion.cuda,io"
+_START_SECONDS = 60.0
+_GRACE_SECONDS = 8.0  # for jobs to let go and requests to end
+_BROKER_GRACE_SECONDS = 3.0
+_MOST_DEATHS_AT_START = 3
+_LOOK_SECONDS = 0.1
+
+
+def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
+    """Runs until SIGTERM or SIGINT. ``on_ready`` gets the address.
+
+    Raises:
+        CannotServe: when something stands in the way of the start.
+    """
+    check_host(settings.host)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(settings.data_dir), _stop_signals() as stop, listen(settings.host, settings.port) as listener:
+        broker = None if settings.broker_url else EmbeddedBroker(settings.broker_socket)
+        try:
+            _Supervisor(settings, listener, broker).run(stop, on_ready)
+        finally:
+            if broker is not None:
+                broker.clean_up()
+
+
+class _Supervisor:
+    """The children, in the order in which they need each other."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, broker: EmbeddedBroker | None) -> None:
+        self._settings = settings
+        self._host, self._port = listener.getsockname()[:2]
+        self._broker = broker
+        self._broker_url = broker.url if broker else settings.resolved_broker_url
+        environment = {
+            "COGRAM_DATA_DIR": str(settings.data_dir.resolve()),
+            "DATABASE_URL": settings.resolved_database_url,
+            "BROKER_URL": self._broker_url,
+        }
+        python = sys.executable
+        self._broker_children = [Child(broker.program())] if broker else []
+        self._children = [
+            Child(
+                Program(
+                    "api",
+                    (python, "-m", "app.api", "--fd", str(listener.fileno())),
+                    environment,
+                    descriptors=(listener.fileno(),),  # held here, so that callers wait while a new API starts
+                )
+            ),
+            Child(Program("dispatcher", (python, "-m", "worker.dispatcher"), environment)),
+            Child(Program("worker", (python, "-m", "worker", "--queues", _QUEUES), environment)),
+        ]
+
+    def run(self, stop: Event, on_ready: Callable[[str], None]) -> None:
+        """Starts all, tells when they are ready, keeps them running until ``stop``, ends them."""
+        try:
+            self._start(stop)
+            if not stop.is_set():
+                on_ready(self._address())
+            while not stop.wait(_LOOK_SECONDS):
+                for child in self._all():
+                    child.keep_running()
+        finally:
+            stop_together(self._children, _GRACE_SECONDS)
+            stop_together(self._broker_children, _BROKER_GRACE_SECONDS)
+
+    def _start(self, stop: Event) -> None:
+        for child in self._broker_children:
+            child.start()
+        self._wait(stop, self._broker_children, lambda: _answers(lambda: ping(self._broker_url)))
+        if stop.is_set():
+            return
+        migrate(self._settings.resolved_database_url)
+        for child in self._children:
+            child.start()
+        self._wait(stop, self._all(), lambda: _answers(self._ask_api))
+
+    def _wait(self, stop: Event, started: list[Child], is_ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not is_ready() and not stop.wait(_LOOK_SECONDS / 4):
+            for child in started:
+                child.keep_running()
+                if child.deaths >= _MOST_DEATHS_AT_START:
+                    raise CannotServe(
+                        f"{child.program.name} ended {child.deaths} times at its start; its log is above."
+                    )
+            if time.monotonic() > deadline:
+                raise CannotServe(
+                    f"{started[-1].program.name if started else self._broker_url} was not ready within {_START_SECONDS:.0f} seconds; the log is above."
+                )
+
+    def _ask_api(self) -> None:
+        connection = HTTPConnection(self._host, self._port, timeout=2)
+        try:
+            connection.request("GET", "/v1/healthz/live")
+            connection.getresponse().read()
+        finally:
+            connection.close()
+
+    def _address(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    def _all(self) -> list[Child]:
+        return [*self._broker_children, *self._children]
+
+
+def _answers(ask: Callable[[], None]) -> bool:
+    try:
+        ask()
+    except (OSError, HTTPException):
+        return False
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two services in one folder would take each other's work apart."""
+    with (folder / "serve.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CannotServe(
+                f"another cogram serve uses {folder}. Stop it, or choose another folder with --data-dir."
+            ) from error
+        yield
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Event]:
+    stop = Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
