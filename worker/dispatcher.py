@@ -105,9 +105,13 @@ class Rounds:
 
     def run(self, stop: Event) -> None:
         """Until ``stop``."""
-        while not stop.is_set():
-            duty = min(self._duties, key=lambda one: one.due)
-            if not stop.wait(max(0.0, duty.due - time.monotonic())):
+        while not stop.wait(max(0.0, min(duty.due for duty in self._duties) - time.monotonic())):
+            self.attend_due()
+
+    def attend_due(self) -> None:
+        """Each duty whose time has come; at first, all of them."""
+        for duty in self._duties:
+            if duty.due <= time.monotonic():
                 self._attend(duty)
 
     def _attend(self, duty: _Duty) -> None:

@@ -1,0 +1,46 @@
+"""The rig on either database, with leases short enough for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from app.store.database import Database
+from tests.worker.rig import Rig
+
+LEASE_SECONDS = 2.0
+
+
+@contextmanager
+def _rig(database_url: str, broker_url: str, folder: Path) -> Iterator[Rig]:
+    settings = Settings(
+        data_dir=folder / "data",
+        database_url=database_url,
+        broker_url=broker_url,
+        lease_seconds=LEASE_SECONDS,
+        heartbeat_seconds=0.5,
+        republish_seconds=1.0,
+    )
+    rig = Rig(settings, Database(settings.resolved_database_url), folder)
+    try:
+        yield rig
+    finally:
+        rig.stop()
+
+
+@pytest.fixture
+def rig(sqlite_url: str, broker_url: str, tmp_path: Path) -> Iterator[Rig]:
+    """A rig on SQLite, for what doesn't depend on the database."""
+    with _rig(sqlite_url, broker_url, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def each_rig(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Rig]:
+    """A rig on SQLite, then one on PostgreSQL."""
+    with _rig(database_url, broker_url, tmp_path) as made:
+        yield made

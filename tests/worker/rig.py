@@ -1,0 +1,186 @@
+"""A service without its HTTP side: real workers and dispatchers on a real broker and database, and jobs to run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from app.settings import Settings
+from app.store import jobs
+from app.store.blobs import BlobStore, record_blob
+from app.store.database import Database
+from app.store.ids import FusionId, new_checkpoint_id, new_dataset_id
+from app.store.models import Checkpoint, CheckpointFile, Dataset, Fusion
+from app.store.states import FINAL
+from cogram_core.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+
+
+@dataclass
+class Rig:
+    """One data folder, database and broker, and the processes that were started on them."""
+
+    settings: Settings
+    database: Database
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def blobs(self) -> BlobStore:
+        return BlobStore(self.settings.blob_dir)
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        return self._start("worker", "-m", "worker", "--queues", "fusion.cpu", "--loglevel", "info")
+
+    def dispatcher(self) -> subprocess.Popen[bytes]:
+        return self._start("dispatcher", "-m", "worker.dispatcher")
+
+    def log(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(30)
+        self.database.close()
+
+    def row(self, fusion_id: str) -> Fusion:
+        with self.database.reading() as session:
+            fusion = session.get(Fusion, fusion_id)
+            assert fusion is not None
+            return fusion
+
+    def wait(self, fusion_id: str, done: Callable[[Fusion], bool], seconds: float = PATIENCE) -> Fusion:
+        end = time.monotonic() + seconds
+        while not done(fusion := self.row(fusion_id)):
+            assert time.monotonic() < end, f"{fusion_id} is {fusion.state}, attempt {fusion.attempt}\n{self.log()}"
+            time.sleep(0.02)
+        return fusion
+
+    def ended(self, fusion_id: str, seconds: float = PATIENCE) -> Fusion:
+        return self.wait(fusion_id, lambda fusion: fusion.state in FINAL, seconds)
+
+    def deciding(self, fusion_id: str, attempt: int = 1) -> Fusion:
+        """Waits until the attempt is in the middle of its work."""
+        return self.wait(fusion_id, lambda one: one.attempt == attempt and bool((one.progress or {}).get("decisions")))
+
+    def submit(self, recipe: Mapping[str, Any]) -> FusionId:
+        parsed = Recipe.from_document(recipe)
+        with self.database.transaction() as session:
+            inputs = [reference.value for reference in parsed.references()]
+            return FusionId(jobs.submit(session, parsed.to_document(), inputs).id)
+
+    def checkpoint(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        stored = self._store(tensors)
+        checkpoint = new_checkpoint_id()
+        with self.database.transaction() as session:
+            record_blob(session, stored)
+            session.add(
+                Checkpoint(
+                    id=checkpoint, name="net", sha256=stored.digest, tensors=len(tensors), parameters=1, dtypes=["F32"]
+                )
+            )
+            session.flush()
+            session.add(
+                CheckpointFile(
+                    checkpoint_id=checkpoint, path="model.safetensors", digest=stored.digest, size=stored.size
+                )
+            )
+        return checkpoint
+
+    def dataset(self, inputs: torch.Tensor, targets: torch.Tensor) -> str:
+        stored = self._store({"inputs": inputs, "targets": targets})
+        dataset = new_dataset_id()
+        with self.database.transaction() as session:
+            record_blob(session, stored)
+            session.add(
+                Dataset(
+                    id=dataset,
+                    name="data",
+                    digest=stored.digest,
+                    path="data.safetensors",
+                    size=stored.size,
+                    examples=len(inputs),
+                    input_shape=list(inputs.shape[1:]),
+                    target_min=int(targets.min()),
+                    target_max=int(targets.max()),
+                )
+            )
+        return dataset
+
+    def recipe(self, width: int = 8, sweeps: int = 1) -> dict[str, Any]:
+        """Two small classifiers, always the same; a greater ``width`` and more ``sweeps`` take longer."""
+        random = torch.Generator().manual_seed(7)
+        sources = [self.checkpoint(_network(width, random)) for _ in range(2)]
+        inputs = torch.randn(64, 16, generator=random)
+        targets = torch.arange(64) % 4
+        return {
+            "sources": [{"name": f"s{index}", "checkpoint": source} for index, source in enumerate(sources)],
+            "data": {
+                "evaluation": self.dataset(inputs[:32], targets[:32]),
+                "holdout": self.dataset(inputs[32:], targets[32:]),
+            },
+            "stages": [
+                {"method": "linear"},
+                {
+                    "method": "cogram",
+                    "granularity": "neuron",
+                    "min_gain": 0.0,
+                    "max_sweeps": {"layer": 1, "neuron": sweeps},
+                },
+            ],
+            "threads": 1,
+        }
+
+    def work_folders(self) -> list[str]:
+        return [str(path.relative_to(self.settings.work_dir)) for path in self.settings.work_dir.glob("*")]
+
+    def model(self, fusion_id: str) -> str:
+        """The digest of the fused checkpoint."""
+        return {file.path: file.digest for file in self.row(fusion_id).artifacts}["model.safetensors"]
+
+    def _store(self, tensors: Mapping[str, torch.Tensor]) -> Any:
+        path = self.folder / "upload.safetensors"
+        save_file(dict(tensors), path)
+        return self.blobs.add_file(path)
+
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}-{len(self.processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=ROOT, env=self._environment(), stdout=log, stderr=log
+            )
+        self.processes.append(process)
+        return process
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "DATABASE_URL": self.settings.resolved_database_url,
+            "BROKER_URL": self.settings.resolved_broker_url,
+            "COGRAM_DATA_DIR": str(self.settings.data_dir),
+            "COGRAM_LEASE_SECONDS": str(self.settings.lease_seconds),
+            "COGRAM_MAX_ATTEMPTS": str(self.settings.max_attempts),
+            "COGRAM_REPUBLISH_SECONDS": str(self.settings.republish_seconds),
+        }
+
+
+def _network(width: int, random: torch.Generator) -> dict[str, torch.Tensor]:
+    sizes = [16, width, width, 4]
+    tensors = {}
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        tensors[f"{2 * index}.weight"] = torch.randn(outputs, inputs, generator=random) / inputs**0.5
+        tensors[f"{2 * index}.bias"] = torch.randn(outputs, generator=random) / 10
+    return tensors

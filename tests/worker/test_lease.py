@@ -1,0 +1,267 @@
+"""One attempt, in this process and on both databases: kept, lost, stopped, failed, closed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event as Flag
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from app.store import jobs
+from app.store.events import events_after
+from app.store.ids import FusionId
+from app.store.states import FusionState
+from cogram_core.errors import FusionStopped, InvalidInput, Problem
+from cogram_core.observer import StageInfo
+from cogram_core.pipeline import Fusion as Result
+from cogram_core.trace import Decision
+from tests.worker.rig import Rig
+from worker.lease import Job, Ledger, Store
+
+STAGE = StageInfo(0, 1, "cogram")
+
+
+def _ledger(rig: Rig, name: str = "host:1", stopping: Callable[[], bool] = lambda: False) -> Ledger:
+    return Ledger(Store(rig.database, rig.blobs), rig.settings, name, stopping)
+
+
+def _submit(rig: Rig) -> FusionId:
+    return rig.submit(rig.recipe())
+
+
+def _write(job: Job, text: str = "fused") -> Result:
+    assert job.inputs
+    (job.output / "deep").mkdir(parents=True)
+    (job.output / "model.safetensors").write_text(text)
+    (job.output / "deep" / "report.json").write_text("{}")
+    return Result(job.output, {"fused_beats_all_sources": True, "loss": float("inf")}, {})
+
+
+def _until_stopped(job: Job, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not job.should_stop():
+        assert time.monotonic() < end, "was never asked to stop"
+        time.sleep(0.01)
+    raise FusionStopped("asked to")
+
+
+def _events(rig: Rig, fusion_id: str) -> list[str]:
+    with rig.database.reading() as session:
+        return [event.type for event in events_after(session, fusion_id, 0, 1000)]
+
+
+def _decision(action: str, loss: float) -> Decision:
+    return Decision(0, 0, "cogram", 0, "0", "neuron", 0, None, 1.0, None, None, None, None, action, loss, "", 0.0)  # type: ignore[arg-type]
+
+
+def test_a_finished_attempt_leaves_artifacts_a_verdict_and_no_folder(each_rig: Rig) -> None:
+    fusion_id = _submit(each_rig)
+    with _ledger(each_rig).lease(fusion_id) as job:
+        assert job is not None
+        job.finish(_write(job))
+    fusion = each_rig.row(fusion_id)
+    assert fusion.state is FusionState.SUCCEEDED
+    assert fusion.verdict == {"fused_beats_all_sources": True, "loss": None}
+    assert {file.path: each_rig.blobs.path(file.digest).read_text() for file in fusion.artifacts} == {
+        "deep/report.json": "{}",
+        "model.safetensors": "fused",
+    }
+    assert each_rig.work_folders() == []
+
+
+def test_inputs_are_laid_out_as_links_to_blobs(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        folders = {reference: path for reference, path in job.inputs.items() if reference.startswith("ckpt_")}
+        files = {reference: path for reference, path in job.inputs.items() if reference.startswith("data_")}
+        assert all(
+            (folder / "model.safetensors").resolve().is_relative_to(rig.blobs.root) for folder in folders.values()
+        )
+        assert all(file.name == "data.safetensors" and file.is_file() for file in files.values())
+        assert (len(folders), len(files)) == (2, 2)
+        job.finish(_write(job))
+
+
+def test_a_job_that_is_held_or_done_gives_nothing_to_do(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        with _ledger(rig, "host:2").lease(fusion_id) as second:
+            assert second is None
+        job.finish(_write(job))
+    with _ledger(rig, "host:2").lease(fusion_id) as late:
+        assert late is None
+
+
+def test_a_lease_is_renewed_for_as_long_as_the_attempt_runs(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        time.sleep(1.5 * rig.settings.lease_seconds)
+        with rig.database.transaction() as session:
+            assert jobs.requeue_expired(session, 3) == []
+        assert not job.should_stop()
+        job.finish(_write(job))
+    assert rig.row(fusion_id).attempt == 1
+
+
+def test_bad_input_fails_the_fusion_with_every_problem(each_rig: Rig) -> None:
+    fusion_id = _submit(each_rig)
+    with _ledger(each_rig).lease(fusion_id):
+        raise InvalidInput([Problem("sources[0]", "shape", "One."), Problem("sources[1]", "shape", "Two.")])
+    fusion = each_rig.row(fusion_id)
+    assert fusion.state is FusionState.FAILED
+    assert fusion.error == {
+        "code": "input.invalid",
+        "detail": "sources[0]: One. (and 1 more)",
+        "errors": [
+            {"location": "sources[0]", "code": "shape", "message": "One."},
+            {"location": "sources[1]", "code": "shape", "message": "Two."},
+        ],
+    }
+
+
+def test_an_unexpected_exception_fails_the_fusion_with_its_class_and_message(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        assert job.inputs
+        raise ZeroDivisionError("of all things")
+    fusion = rig.row(fusion_id)
+    assert fusion.error == {"code": "fusion.internal", "detail": "ZeroDivisionError: of all things", "errors": []}
+    assert rig.work_folders() == []
+
+
+def test_inputs_that_are_gone_or_never_were_in_the_store_are_all_named(rig: Rig, tmp_path: Path) -> None:
+    recipe = rig.recipe()
+    recipe["sources"][1]["checkpoint"] = str(tmp_path)  # a path of the machine is not an input
+    fusion_id = rig.submit(recipe)
+    rig.blobs.path(_digest(rig, recipe["data"]["holdout"])).unlink()
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        _write(job)
+    error = rig.row(fusion_id).error
+    assert error is not None
+    assert {(problem["location"], problem["code"]) for problem in error["errors"]} == {
+        ("sources[1].checkpoint", "input.missing"),
+        ("data.holdout", "input.missing"),
+    }
+
+
+def test_a_database_failure_gives_the_job_back_instead_of_failing_it(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id):
+        raise OperationalError("SELECT 1", {}, OSError("gone"))
+    assert rig.row(fusion_id).state is FusionState.QUEUED
+
+
+def test_cancel_stops_a_running_attempt_and_leaves_no_folder(each_rig: Rig) -> None:
+    fusion_id = _submit(each_rig)
+    with _ledger(each_rig).lease(fusion_id) as job:
+        assert job is not None
+        assert job.inputs
+        with each_rig.database.transaction() as session:
+            jobs.request_cancel(session, fusion_id)
+        _until_stopped(job)
+    assert each_rig.row(fusion_id).state is FusionState.CANCELLED
+    assert each_rig.work_folders() == []
+    assert _events(each_rig, fusion_id) == ["queued", "started", "cancelling", "cancelled"]
+
+
+def test_a_cancel_that_comes_when_all_is_computed_still_counts(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        job.finish(_write(job))
+        with rig.database.transaction() as session:
+            jobs.request_cancel(session, fusion_id)
+    fusion = rig.row(fusion_id)
+    assert (fusion.state, fusion.artifacts) == (FusionState.CANCELLED, [])
+
+
+def test_a_stopping_worker_gives_its_job_back_and_the_next_one_ends_it(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    stopping = Flag()
+    with _ledger(rig, stopping=stopping.is_set).lease(fusion_id) as job:
+        assert job is not None
+        stopping.set()
+        _until_stopped(job)
+    fusion = rig.row(fusion_id)
+    assert (fusion.state, fusion.losses, fusion.worker) == (FusionState.QUEUED, 0, None)
+    with _ledger(rig, "host:2").lease(fusion_id) as job:
+        assert job is not None
+        assert job.claim.attempt == 2
+        job.finish(_write(job))
+    assert rig.row(fusion_id).state is FusionState.SUCCEEDED
+
+
+def test_an_attempt_that_lost_its_lease_stops_and_publishes_nothing(each_rig: Rig) -> None:
+    fusion_id = _submit(each_rig)
+    with _ledger(each_rig).lease(fusion_id) as old:
+        assert old is not None
+        with each_rig.database.transaction() as session:
+            jobs.abandon(session, fusion_id, "host:1", "cut off", 3)
+        with _ledger(each_rig, "host:2").lease(fusion_id) as new:
+            assert new is not None
+            new.finish(_write(new, "from the second"))
+        _until_stopped(old)
+    fusion = each_rig.row(fusion_id)
+    assert (fusion.state, fusion.attempt) == (FusionState.SUCCEEDED, 2)
+    assert each_rig.blobs.path(each_rig.model(fusion_id)).read_text() == "from the second"
+
+
+def test_a_result_that_comes_after_the_lease_was_lost_is_not_published(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        result = _write(job)
+        with rig.database.transaction() as session:
+            jobs.abandon(session, fusion_id, "host:1", "cut off", 3)
+        job.finish(result)
+    fusion = rig.row(fusion_id)
+    assert (fusion.state, fusion.artifacts) == (FusionState.QUEUED, [])
+
+
+def test_many_decisions_become_few_events_that_add_up(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        job.stage_started(STAGE)
+        began = time.monotonic()
+        for number in range(3000):
+            job.progress(STAGE, number + 1, 3000)
+            job.decision(_decision("rolled_back" if number % 3 else "merged", 1 / (number + 1)))
+            time.sleep(0.0002)
+        took = time.monotonic() - began
+        job.stage_finished(STAGE)
+        job.finish(_write(job))
+    with rig.database.reading() as session:
+        events = events_after(session, fusion_id, 0, 1000)
+    batches = [event.data for event in events if event.type == "decisions"]
+    assert sum(batch["accepted"] for batch in batches) == 1000
+    assert sum(batch["rolled_back"] for batch in batches) == 2000
+    assert len(batches) <= 4 * took + 2
+    assert [event.type for event in events][:3] == ["queued", "started", "stage_started"]
+    assert [event.type for event in events][-2:] == ["stage_finished", "succeeded"]
+    assert rig.row(fusion_id).progress == {
+        "stage": 0,
+        "stages": 1,
+        "method": "cogram",
+        "done": 3000,
+        "total": 3000,
+        "decisions": {"accepted": 1000, "refined": 0, "rolled_back": 2000, "skipped": 0},
+        "loss_after": pytest.approx(1 / 3000),
+    }
+
+
+def _digest(rig: Rig, dataset: str) -> str:
+    from app.store.models import Dataset
+
+    with rig.database.reading() as session:
+        found = session.get(Dataset, dataset)
+        assert found is not None
+        return found.digest
