@@ -64,15 +64,15 @@ class _Supervisor:
         }
         python = sys.executable
         self._broker_children = [Child(broker.program())] if broker else []
-        self._children = [
-            Child(
-                Program(
-                    "api",
-                    (python, "-m", "app.api", "--fd", str(listener.fileno())),
-                    environment,
-                    descriptors=(listener.fileno(),),  # held here, so that callers wait while a new API starts
-                )
-            ),
+        self._api = Child(
+            Program(
+                "api",
+                (python, "-m", "app.api", "--fd", str(listener.fileno())),
+                environment,
+                descriptors=(listener.fileno(),),  # held here, so that callers wait while a new API starts
+            )
+        )
+        self._others = [
             Child(Program("dispatcher", (python, "-m", "worker.dispatcher"), environment)),
             Child(Program("worker", (python, "-m", "worker", "--queues", _QUEUES), environment)),
         ]
@@ -87,7 +87,7 @@ class _Supervisor:
                 for child in self._all():
                     child.keep_running()
         finally:
-            stop_together(self._children, _GRACE_SECONDS)
+            stop_together([self._api, *self._others], _GRACE_SECONDS)
             stop_together(self._broker_children, _BROKER_GRACE_SECONDS)
 
     def _start(self, stop: Event) -> None:
@@ -97,9 +97,10 @@ class _Supervisor:
         if stop.is_set():
             return
         migrate(self._settings.resolved_database_url)
-        for child in self._children:
+        self._api.start()  # alone first: the worker loads torch, and would take the processor from it
+        self._wait(stop, [*self._broker_children, self._api], lambda: _answers(self._ask_api))
+        for child in self._others:
             child.start()
-        self._wait(stop, self._all(), lambda: _answers(self._ask_api))
 
     def _wait(self, stop: Event, started: list[Child], is_ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -111,9 +112,8 @@ class _Supervisor:
                         f"{child.program.name} ended {child.deaths} times at its start; its log is above."
                     )
             if time.monotonic() > deadline:
-                raise CannotServe(
-                    f"{started[-1].program.name if started else self._broker_url} was not ready within {_START_SECONDS:.0f} seconds; the log is above."
-                )
+                last = started[-1].program.name if started else "the broker"
+                raise CannotServe(f"{last} was not ready within {_START_SECONDS:.0f} seconds; the log is above.")
 
     def _ask_api(self) -> None:
         connection = HTTPConnection(self._host, self._port, timeout=2)
@@ -128,7 +128,7 @@ class _Supervisor:
         return f"http://{host}:{self._port}"
 
     def _all(self) -> list[Child]:
-        return [*self._broker_children, *self._children]
+        return [*self._broker_children, self._api, *self._others]
 
 
 def _answers(ask: Callable[[], None]) -> bool:

@@ -1,0 +1,69 @@
+"""``cogram serve`` and the service's parts, one command each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.settings import Settings
+
+_DataDir = Annotated[Path | None, typer.Option("--data-dir", help="All files; COGRAM_DATA_DIR, else ./cogram-data.")]
+_Host = Annotated[str | None, typer.Option("--host", help="COGRAM_HOST, else 127.0.0.1.")]
+_Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0 takes a free one; else 8765.")]
+
+
+def serve(data_dir: _DataDir = None, host: _Host = None, port: _Port = None) -> None:
+    """Run the whole service here: API, dispatcher, worker, and a broker of its own."""
+    from app.logs import configure_logging
+    from app.serve import serve as run
+
+    configure_logging()
+    settings = _settings(data_dir=data_dir, host=host, port=port)
+    where = settings.data_dir.resolve()
+    run(settings, lambda address: typer.echo(f"cogram is ready at {address} (data in {where})"))
+
+
+def api(data_dir: _DataDir = None, host: _Host = None, port: _Port = None) -> None:
+    """Run the HTTP API alone."""
+    from app.api import run_api
+
+    run_api(_settings(data_dir=data_dir, host=host, port=port))
+
+
+def worker(
+    ctx: typer.Context,
+    queues: Annotated[str, typer.Option("--queues", help="Out of fusion.cpu, fusion.cuda and io.")] = "fusion.cpu,io",
+    data_dir: _DataDir = None,
+) -> None:
+    """Run a worker alone; Celery's worker options may follow."""
+    _become(data_dir, "worker", "--queues", queues, *ctx.args)
+
+
+def dispatcher(data_dir: _DataDir = None) -> None:
+    """Run the dispatcher alone: it publishes queued jobs and takes lost ones back."""
+    _become(data_dir, "worker.dispatcher")
+
+
+def migrate(data_dir: _DataDir = None) -> None:
+    """Bring the database to the newest schema."""
+    from app.store.migrate import migrate as run
+
+    settings = _settings(data_dir=data_dir)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run(settings.resolved_database_url)
+
+
+def _settings(**given: Any) -> Settings:
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _become(data_dir: Path | None, module: str, *arguments: str) -> None:
+    """Replaces this process; the worker is another floor of the house, and this one doesn't import it."""
+    environment = dict(os.environ)
+    if data_dir is not None:
+        environment["COGRAM_DATA_DIR"] = str(data_dir.resolve())
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)

@@ -1,0 +1,248 @@
+"""A client of the service: uploads with digests, jobs followed over broken connections, downloads checked.
+
+```python
+with Client("http://127.0.0.1:8765") as client:
+    client.upload_checkpoint("clinic-a", Path("clinic-a"))
+    fusion = client.submit(recipe)
+    for event in client.follow(fusion["id"]):
+        print(event.type, event.data)
+    client.download(fusion["id"], Path("out"))
+```
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+FINAL = frozenset({"succeeded", "failed", "cancelled"})
+_CHUNK = 1 << 20
+_LONGEST_WAIT = 30
+_QUIET_SECONDS = 60.0  # the service speaks every 15 seconds at least; longer silence is a broken connection
+_RECONNECT_SECONDS = 0.5
+_MOST_RECONNECTS = 60
+
+
+class ClientError(Exception):
+    """Root of what this client raises."""
+
+
+class ServiceProblem(ClientError):
+    """The service refused; everything that it said of why."""
+
+    def __init__(self, status: int, document: Mapping[str, Any]) -> None:
+        self.status = status
+        self.code = str(document.get("code", "unknown"))
+        self.detail = str(document.get("detail", ""))
+        self.request_id = str(document.get("request_id", ""))
+        self.errors: list[dict[str, str]] = list(document.get("errors", []))
+        lines = [f"{status} {self.code}: {self.detail}"]
+        lines += [f"  {error['location']}: {error['message']}" for error in self.errors]
+        super().__init__("\n".join(lines))
+
+
+class Unreachable(ClientError):
+    """No answer from the service."""
+
+
+class DamagedDownload(ClientError):
+    """A file whose bytes are not those that were announced; nothing was kept."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a fusion."""
+
+    id: int
+    type: str
+    data: dict[str, Any]
+
+
+class Client:
+    """Talks to one service. Not made for several threads at once."""
+
+    def __init__(self, address: str, timeout: float = 60.0) -> None:
+        self._http = httpx.Client(base_url=address.rstrip("/") + "/v1", timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def upload_checkpoint(self, name: str, source: Path) -> dict[str, Any]:
+        """Uploads a safetensors file, or every file of a folder, and makes a checkpoint of it."""
+        return self._create("checkpoints", name, source)
+
+    def upload_dataset(self, name: str, source: Path) -> dict[str, Any]:
+        """Uploads a safetensors file and makes a dataset of it."""
+        return self._create("datasets", name, source)
+
+    def put_file(self, kind: str, name: str, path: str, source: Path) -> dict[str, Any]:
+        """Uploads one file, with its digest, so that damage on the way is found. ``kind``: checkpoints or datasets."""
+        headers = {"Repr-Digest": _repr_digest(source), "Content-Length": str(source.stat().st_size)}
+        with source.open("rb") as file:
+            url = f"/{kind}/{quote(name)}/files/{quote(path)}"
+            return self._json("PUT", url, content=iter(lambda: file.read(_CHUNK), b""), headers=headers)
+
+    def validate(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Every check of a submission: ``ok``, ``errors``, ``estimates``."""
+        return self._json("POST", "/fusions/validate", json=recipe)
+
+    def submit(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Queues a fusion."""
+        return self._json("POST", "/fusions", json=recipe)
+
+    def fusion(self, fusion_id: str) -> dict[str, Any]:
+        """How a fusion stands."""
+        return self._json("GET", f"/fusions/{fusion_id}")
+
+    def cancel(self, fusion_id: str) -> dict[str, Any]:
+        """Asks a fusion to stop."""
+        return self._json("POST", f"/fusions/{fusion_id}/cancel")
+
+    def wait(self, fusion_id: str, timeout: float) -> dict[str, Any]:
+        """The fusion once it has ended; raises TimeoutError if it takes longer."""
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            pause = max(0.0, min(left, _LONGEST_WAIT))
+            fusion = self._json("GET", f"/fusions/{fusion_id}", params={"wait": pause}, timeout=pause + 30)
+            if fusion["state"] in FINAL:
+                return fusion
+            if left <= 0:
+                raise TimeoutError(f"{fusion_id} is {fusion['state']} after {timeout} seconds")
+
+    def follow(self, fusion_id: str, last_event_id: int = 0) -> Iterator[Event]:
+        """Events up to the final one; goes on where it was when the connection breaks or the service restarts."""
+        failures = 0
+        while True:
+            try:
+                for event in self._events(fusion_id, last_event_id):
+                    failures, last_event_id = 0, event.id
+                    yield event
+                    if event.type in FINAL:
+                        return
+            except httpx.TransportError as error:
+                failures += 1
+                if failures > _MOST_RECONNECTS:
+                    raise Unreachable(f"{self._http.base_url} doesn't answer: {error}") from error
+            time.sleep(_RECONNECT_SECONDS)
+
+    def trace(self, fusion_id: str, **filters: str) -> Iterator[dict[str, Any]]:
+        """Every decision, in order; filters: layer, kind, action."""
+        with self._http.stream("GET", f"/fusions/{fusion_id}/trace", params=filters) as answer:
+            _raise_for_problem(answer)
+            for line in answer.iter_lines():
+                yield json.loads(line)
+
+    def trace_summary(self, fusion_id: str) -> list[dict[str, Any]]:
+        """The trace, layer by layer."""
+        layers: list[dict[str, Any]] = self._json("GET", f"/fusions/{fusion_id}/trace/summary")["layers"]
+        return layers
+
+    def artifacts(self, fusion_id: str) -> list[dict[str, Any]]:
+        """Paths, sizes and digests of what the fusion produced."""
+        items: list[dict[str, Any]] = self._json("GET", f"/fusions/{fusion_id}/artifacts")["items"]
+        return items
+
+    def download(self, fusion_id: str, folder: Path) -> list[Path]:
+        """Every artifact of a fusion into ``folder``, each checked against its digest."""
+        return [self._download(fusion_id, entry, folder) for entry in self.artifacts(fusion_id)]
+
+    def _download(self, fusion_id: str, entry: Mapping[str, Any], folder: Path) -> Path:
+        target = folder / str(entry["path"])
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise DamagedDownload(f"{entry['path']!r} leads out of the folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".part")
+        digest = hashlib.sha256()
+        try:
+            with self._http.stream("GET", f"/fusions/{fusion_id}/artifacts/{quote(entry['path'])}") as answer:
+                _raise_for_problem(answer)
+                with partial.open("wb") as file:
+                    for piece in answer.iter_raw(_CHUNK):
+                        digest.update(piece)
+                        file.write(piece)
+            if digest.hexdigest() != entry["sha256"]:
+                raise DamagedDownload(f"{entry['path']}: sha256 {digest.hexdigest()}, announced {entry['sha256']}")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    def _create(self, kind: str, name: str, source: Path) -> dict[str, Any]:
+        files = {source.name: source} if source.is_file() else _files_below(source)
+        for path, file in files.items():
+            self.put_file(kind, name, path, file)
+        return self._json("POST", f"/{kind}", json={"name": name, "files": sorted(files)})
+
+    def _events(self, fusion_id: str, last_event_id: int) -> Iterator[Event]:
+        headers = {"Last-Event-ID": str(last_event_id)} if last_event_id else {}
+        timeout = httpx.Timeout(10.0, read=_QUIET_SECONDS)
+        url = f"/fusions/{fusion_id}/events"
+        with self._http.stream("GET", url, headers=headers, timeout=timeout) as answer:
+            _raise_for_problem(answer)
+            yield from parse_events(answer.iter_lines())
+
+    def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, url, **options)
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self._http.base_url} doesn't answer: {error}") from error
+        _raise_for_problem(answer)
+        document: dict[str, Any] = answer.json()
+        return document
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[Event]:
+    """The events in the lines of a stream; comments are heartbeats and say nothing."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+        else:
+            if "id" in fields and "data" in fields:
+                yield Event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+            fields = {}
+
+
+def _files_below(folder: Path) -> dict[str, Path]:
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    if not found:
+        raise ClientError(f"{folder} is no file, and no folder with files in it")
+    return found
+
+
+def _repr_digest(source: Path) -> str:
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return f"sha-256=:{base64.b64encode(digest).decode()}:"
+
+
+def _raise_for_problem(answer: httpx.Response) -> None:
+    if answer.is_success:
+        return
+    answer.read()
+    try:
+        document = answer.json()
+    except ValueError:
+        document = {"detail": answer.text[:500]}
+    raise ServiceProblem(answer.status_code, document)
