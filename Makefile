@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python examples/digits.py
+	$(BIN)/python -m examples.digits
 
 serve: setup
 	$(BIN)/cogram serve
@@ -30,7 +30,7 @@ test: check
 	$(BIN)/pytest -q
 
 bench: setup
-	$(BIN)/python bench/run.py
+	$(BIN)/python -m bench.run
 
 catalogue: setup
 	$(BIN)/python -m cogram_core.methods.catalogue

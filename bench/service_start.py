@@ -1,0 +1,47 @@
+"""How long the API process takes until it answers, and what it holds in memory then."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+
+import psutil
+
+from app.listening import listen
+from app.settings import Settings
+from app.store.migrate import migrate
+
+MOST_SECONDS, MOST_BYTES = 2.0, 150e6
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder, listen("127.0.0.1", 0) as listener:
+        migrate(Settings(data_dir=Path(folder)).resolved_database_url)
+        began = time.monotonic()
+        command = [sys.executable, "-m", "app.api", "--fd", str(listener.fileno())]
+        api = subprocess.Popen(
+            command,
+            env={"COGRAM_DATA_DIR": folder},
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            # The socket listens already, so the first answer comes when the process is there to give it.
+            connection = HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=30)
+            connection.request("GET", "/v1/healthz/live")
+            status = connection.getresponse().status
+            seconds = time.monotonic() - began
+            resident = psutil.Process(api.pid).memory_info().rss
+        finally:
+            api.terminate()
+            api.wait()
+    print(f"ready after {seconds:.2f} s (at most {MOST_SECONDS}), {resident / 1e6:.0f} MB resident (at most 150)")
+    return 0 if status == 200 and seconds < MOST_SECONDS and resident < MOST_BYTES else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
