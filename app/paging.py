@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Query
 
 from app.errors import Unprocessable
+from app.store.ids import is_id
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="how many at most")]
 PageToken = Annotated[str | None, Query(max_length=512, description="next_page_token of the page before")]
@@ -26,10 +27,12 @@ def encode_token(position: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps([position]).encode()).decode().rstrip("=")
 
 
-def decode_text(token: str | None) -> str | None:
+def decode_id(token: str | None) -> str | None:
     """The position in a token of ids; None without a token."""
     position = None if token is None else _decode(token)
-    if position is not None and not isinstance(position, str):
+    if position is None:
+        return None
+    if not isinstance(position, str) or not is_id(position):
         raise _bad()
     return position
 

@@ -10,8 +10,9 @@ from app.checkpoints import service
 from app.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointPage, TensorOut, TensorPage
 from app.context import Ctx
 from app.errors import declared
-from app.paging import Limit, PageToken, decode_number, decode_text, encode_token
+from app.paging import Limit, PageToken, decode_id, decode_number, encode_token
 from app.store.models import Checkpoint
+from app.uploads.names import NAME_PATTERN
 from app.uploads.schemas import UploadedFileOut
 
 router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
@@ -32,13 +33,13 @@ def create_checkpoint(wanted: CheckpointIn, response: Response, ctx: Ctx) -> Che
 @router.get("", responses=declared())
 def list_checkpoints(
     ctx: Ctx,
-    name: Annotated[str | None, Query(max_length=128)] = None,
+    name: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
     limit: Limit = 50,
     page_token: PageToken = None,
 ) -> CheckpointPage:
     """Checkpoints, newest first."""
     with ctx.database.reading() as session:
-        found = service.page(session, name, decode_text(page_token), limit)
+        found = service.page(session, name, decode_id(page_token), limit)
     following = encode_token(found[-1].id) if len(found) == limit else None
     return CheckpointPage(items=[_out(checkpoint) for checkpoint in found], next_page_token=following)
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.store.models import Checkpoint, FusionInput
+from app.store.ids import is_id
+from app.store.models import Checkpoint, CheckpointFile, FusionInput
 
 
 def get(session: Session, checkpoint_id: str) -> Checkpoint | None:
     """By id."""
-    return session.get(Checkpoint, checkpoint_id)
+    return session.get(Checkpoint, checkpoint_id) if is_id(checkpoint_id) else None
 
 
 def get_locked(session: Session, checkpoint_id: str) -> Checkpoint | None:
     """By id; nobody else may begin to use or remove it until the transaction ends."""
-    return session.get(Checkpoint, checkpoint_id, with_for_update=True)
+    return session.get(Checkpoint, checkpoint_id, with_for_update=True) if is_id(checkpoint_id) else None
 
 
 def newest_named(session: Session, name: str) -> Checkpoint | None:
@@ -34,6 +36,12 @@ def page(session: Session, name: str | None, before: str | None, limit: int) -> 
     if before is not None:
         chosen = chosen.where(Checkpoint.id < before)
     return session.scalars(chosen).all()
+
+
+def delete(session: Session, checkpoint: Checkpoint) -> None:
+    """Removes the checkpoint and the list of its files."""
+    session.execute(sql_delete(CheckpointFile).where(CheckpointFile.checkpoint_id == checkpoint.id))
+    session.execute(sql_delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
 
 
 def users(session: Session, checkpoint_id: str) -> Sequence[str]:

@@ -113,10 +113,7 @@ def delete(session: Session, checkpoint_id: str) -> None:
     users = repository.users(session, checkpoint_id)
     if users:
         raise CheckpointInUse(f"Used by {', '.join(users)}; delete the fusions first.")
-    for file in checkpoint.files:
-        session.delete(file)
-    session.flush()
-    session.delete(checkpoint)
+    repository.delete(session, checkpoint)
 
 
 def _existing(found: Checkpoint | None, checkpoint_id: str) -> Checkpoint:

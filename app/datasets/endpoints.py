@@ -10,8 +10,9 @@ from app.context import Ctx
 from app.datasets import service
 from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage
 from app.errors import declared
-from app.paging import Limit, PageToken, decode_text, encode_token
+from app.paging import Limit, PageToken, decode_id, encode_token
 from app.store.models import Dataset
+from app.uploads.names import NAME_PATTERN
 from app.uploads.schemas import UploadedFileOut
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -32,13 +33,13 @@ def create_dataset(wanted: DatasetIn, response: Response, ctx: Ctx) -> DatasetOu
 @router.get("", responses=declared())
 def list_datasets(
     ctx: Ctx,
-    name: Annotated[str | None, Query(max_length=128)] = None,
+    name: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
     limit: Limit = 50,
     page_token: PageToken = None,
 ) -> DatasetPage:
     """Datasets, newest first."""
     with ctx.database.reading() as session:
-        found = service.page(session, name, decode_text(page_token), limit)
+        found = service.page(session, name, decode_id(page_token), limit)
     following = encode_token(found[-1].id) if len(found) == limit else None
     return DatasetPage(items=[_out(dataset) for dataset in found], next_page_token=following)
 

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.store.ids import is_id
 from app.store.models import Dataset, FusionInput
 
 
 def get(session: Session, dataset_id: str) -> Dataset | None:
     """By id."""
-    return session.get(Dataset, dataset_id)
+    return session.get(Dataset, dataset_id) if is_id(dataset_id) else None
 
 
 def get_locked(session: Session, dataset_id: str) -> Dataset | None:
     """By id; nobody else may begin to use or remove it until the transaction ends."""
-    return session.get(Dataset, dataset_id, with_for_update=True)
+    return session.get(Dataset, dataset_id, with_for_update=True) if is_id(dataset_id) else None
 
 
 def newest_named(session: Session, name: str) -> Dataset | None:

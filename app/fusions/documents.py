@@ -59,7 +59,7 @@ def _parse(body: bytes, is_json: bool) -> Mapping[str, Any]:
 def _parse_json(text: str) -> Mapping[str, Any]:
     document = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
     if not isinstance(document, dict):
-        raise ValueError("a recipe is an object with the keys sources and stages")  # noqa: TRY004
+        raise ValueError("a recipe is an object with the keys sources and stages")
     return document
 
 

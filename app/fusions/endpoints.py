@@ -16,7 +16,7 @@ from app.fusions.documents import read_document, recipe_schema
 from app.fusions.preconditions import none_match
 from app.fusions.presenting import RETRY_AFTER, etag_of, fusion_out
 from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
-from app.paging import Limit, PageToken, decode_text, encode_token
+from app.paging import Limit, PageToken, decode_id, encode_token
 from app.store.states import FINAL, FusionState
 
 router = APIRouter(prefix="/fusions", tags=["fusions"])
@@ -54,7 +54,7 @@ def list_fusions(
 ) -> FusionPage:
     """Fusions, newest first."""
     with ctx.database.reading() as session:
-        found = service.page(session, state or (), decode_text(page_token), limit)
+        found = service.page(session, state or (), decode_id(page_token), limit)
     following = encode_token(found[-1].id) if len(found) == limit else None
     return FusionPage(items=[fusion_out(fusion) for fusion in found], next_page_token=following)
 

@@ -7,18 +7,19 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from app.store.ids import is_id
 from app.store.models import Artifact, Checkpoint, Dataset, Event, Fusion, FusionInput, OutboxMessage
 from app.store.states import FusionState
 
 
 def get(session: Session, fusion_id: str) -> Fusion | None:
     """By id."""
-    return session.get(Fusion, fusion_id)
+    return session.get(Fusion, fusion_id) if is_id(fusion_id) else None
 
 
 def get_locked(session: Session, fusion_id: str) -> Fusion | None:
     """By id, held until the transaction ends."""
-    return session.get(Fusion, fusion_id, with_for_update=True)
+    return session.get(Fusion, fusion_id, with_for_update=True) if is_id(fusion_id) else None
 
 
 def page(session: Session, states: Collection[FusionState], before: str | None, limit: int) -> Sequence[Fusion]:

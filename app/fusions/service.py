@@ -65,6 +65,7 @@ def cancel(session: Session, fusion_id: str) -> Fusion:
     Raises:
         AlreadyFinal: when it has succeeded or failed.
     """
+    get(session, fusion_id)
     state = jobs.request_cancel(session, fusion_id)
     if state in {FusionState.SUCCEEDED, FusionState.FAILED}:
         raise AlreadyFinal(f"The fusion has {state.value}; there is nothing to cancel.")

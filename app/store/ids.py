@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from typing import NewType
@@ -11,6 +12,13 @@ CheckpointId = NewType("CheckpointId", str)
 DatasetId = NewType("DatasetId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+
+_ID = re.compile(rf"[a-z]{{3,4}}_[{_ALPHABET}]{{26}}")
+
+
+def is_id(text: str) -> bool:
+    """Whether the text has the form of an id; what hasn't need not be looked up."""
+    return _ID.fullmatch(text) is not None
 
 
 def _sortable() -> str:

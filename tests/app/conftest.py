@@ -45,11 +45,16 @@ def running(settings: Settings) -> Iterator[Service]:
 
 @pytest.fixture
 def settings(database_url: str, broker_server: str, tmp_path: Path) -> Settings:
-    """Small limits, so that tests reach them."""
+    """For the service on each kind of database."""
+    return small(tmp_path, database_url, broker_server)
+
+
+def small(folder: Path, database_url: str, broker_url: str) -> Settings:
+    """Settings with small limits, so that tests reach them."""
     return Settings(
-        data_dir=tmp_path / "data",
+        data_dir=folder / "data",
         database_url=database_url,
-        broker_url=broker_server,
+        broker_url=broker_url,
         poll_seconds=0.02,
         heartbeat_comment_seconds=0.3,
         max_upload_bytes=4 * 2**20,
@@ -61,6 +66,13 @@ def settings(database_url: str, broker_server: str, tmp_path: Path) -> Settings:
 def service(settings: Settings) -> Iterator[Service]:
     """The running service."""
     with running(settings) as started:
+        yield started
+
+
+@pytest.fixture
+def sqlite_service(sqlite_url: str, broker_server: str, tmp_path: Path) -> Iterator[Service]:
+    """The running service on SQLite alone, for tests that never come to a database."""
+    with running(small(tmp_path, sqlite_url, broker_server)) as started:
         yield started
 
 
