@@ -15,6 +15,7 @@ from kombu.utils.objects import cached_property
 from app.settings import Settings
 from worker import recovery
 from worker.logs import configure_logs
+from worker.preload import preload
 
 RUN_FUSION = "fusions.run"
 QUEUES = ("fusion.cpu", "fusion.cuda", "io")
@@ -70,6 +71,7 @@ app.conf.update(
 )
 
 signals.setup_logging.connect(configure_logs, weak=False)
+signals.worker_init.connect(preload, weak=False)
 signals.task_failure.connect(recovery.on_task_failure, weak=False)
 signals.worker_shutting_down.connect(recovery.on_shutting_down, weak=False)
 signals.worker_shutdown.connect(recovery.on_shutdown, weak=False)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-# Imported with this module, in the worker's parent: a job's forked child finds torch already there.
-import cogram_core.pipeline
 from app.settings import Settings
 from app.store.blobs import BlobStore
 from app.store.database import Database
 from app.store.ids import FusionId
+from cogram_core.pipeline import fuse
 from worker.celery_app import RUN_FUSION, app
 from worker.lease import Ledger, Store
 from worker.process import STOPPING, WORKER
@@ -25,7 +24,7 @@ def run(ledger: Ledger, fusion_id: FusionId) -> None:
     with ledger.lease(fusion_id) as job:
         if job is None:  # done, or held by a live worker
             return
-        job.finish(cogram_core.pipeline.fuse(job.recipe, job.output, inputs=job.inputs, observer=job))
+        job.finish(fuse(job.recipe, job.output, inputs=job.inputs, observer=job))
 
 
 @cache

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -184,3 +185,9 @@ def _network(width: int, random: torch.Generator) -> dict[str, torch.Tensor]:
         tensors[f"{2 * index}.weight"] = torch.randn(outputs, inputs, generator=random) / inputs**0.5
         tensors[f"{2 * index}.bias"] = torch.randn(outputs, generator=random) / 10
     return tensors
+
+
+def job_process(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    """The one child of a worker: the process that runs its job."""
+    (child,) = psutil.Process(worker.pid).children()
+    return child
