@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from cogram_core.checkpoints.header import CheckpointHeader, TensorSpec, read_checkpoint_header
-from cogram_core.errors import NetworkError, Problem
-from cogram_core.recipe.document import SequentialNetwork
-from cogram_core.recipe.layers import AnyLayer, Linear, ReLU
+from cogram_core.errors import NetworkError, Problem, RecipeError
+from cogram_core.recipe.document import MAX_LAYERS, PATTERNS, SequentialNetwork
+from cogram_core.recipe.layers import LAYER_NAME, MAX_SIZE, AnyLayer, Linear, ReLU
+from cogram_core.recipe.reading import plain, read_text
+from cogram_core.recipe.wording import as_problems, shown
 
 NETWORK_FILE = "network.json"
 _MAX_NETWORK_BYTES = 2**20
@@ -61,15 +64,24 @@ def _network_file(location: Path | Mapping[str, Path]) -> Path | None:
 
 
 def _read_network(path: Path) -> tuple[AnyLayer, ...]:
-    if path.stat().st_size > _MAX_NETWORK_BYTES:
-        raise NetworkError([Problem(NETWORK_FILE, "network.invalid", f"is larger than {_MAX_NETWORK_BYTES} bytes")])
     try:
-        return SequentialNetwork.model_validate_json(path.read_bytes()).layers
+        if path.stat().st_size > _MAX_NETWORK_BYTES:
+            message = f"is larger than {_MAX_NETWORK_BYTES} bytes; it should list layers and nothing else"
+            raise NetworkError([Problem(NETWORK_FILE, "network.invalid", message)])
+        document, problems = plain(read_text(path.read_text(encoding="utf-8"), NETWORK_FILE))
+        layers = () if problems else SequentialNetwork.model_validate_json(json.dumps(document)).layers
     except ValidationError as error:
+        problems = as_problems(error, document, SequentialNetwork, "network", PATTERNS)
+    except RecipeError as error:
+        raise NetworkError(Problem(p.location, "network.syntax", p.message) for p in error.problems) from error
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"can't be read as UTF-8 text: {error}"
+        raise NetworkError([Problem(NETWORK_FILE, "network.unreadable", message)]) from error
+    if problems:
         raise NetworkError(
-            Problem(f"{NETWORK_FILE}: " + ".".join(map(str, detail["loc"])), "network.invalid", detail["msg"])
-            for detail in error.errors(include_url=False)
-        ) from error
+            Problem(f"{NETWORK_FILE}: {p.location}", p.code.replace("recipe.", "network."), p.message) for p in problems
+        )
+    return layers
 
 
 def infer_layers(header: CheckpointHeader) -> tuple[tuple[AnyLayer, ...] | None, str]:
@@ -78,32 +90,46 @@ def infer_layers(header: CheckpointHeader) -> tuple[tuple[AnyLayer, ...] | None,
     Returns:
         The layers and an empty text, or None and what could not be inferred, with the remedy.
     """
-    remedy = "describe it with network: {kind: sequential, layers: […]}"
     modules: dict[str, dict[str, TensorSpec]] = {}
     for name, spec in header.tensors.items():
         module, _, tensor = name.rpartition(".")
         modules.setdefault(module, {})[tensor] = spec
     chain = [(name, modules[name]) for name in sorted(modules, key=_natural)]
-    for name, tensors in chain:
-        if (obstacle := _not_linear(tensors)) is not None:
-            return None, f"module {name!r} {obstacle}, so the network can't be inferred; {remedy}"
-    for (before, left), (after, right) in pairwise(chain):
-        out, into = left["weight"].shape[0], right["weight"].shape[1]
-        if out != into:
-            return None, f"{before!r} gives {out} values but {after!r} takes {into}, so they are no chain; {remedy}"
+    obstacle = next(_obstacles(chain), None)
+    if obstacle is not None:
+        return None, f"{obstacle}; describe the network with network: {{kind: sequential, layers: […]}}"
+    taken = {name.partition(".")[0] for name in modules}
+    free = (name for number in count() if (name := f"relu{number}") not in taken)
     layers: list[AnyLayer] = []
     for name, tensors in chain:
         out, into = tensors["weight"].shape
-        layers += [ReLU(type="relu", name=f"relu{len(layers)}")] if layers else []
+        layers += [ReLU(type="relu", name=next(free))] if layers else []
         layers.append(Linear(type="linear", name=name, in_features=into, out_features=out, bias="bias" in tensors))
     return tuple(layers), ""
+
+
+def _obstacles(chain: Sequence[tuple[str, Mapping[str, TensorSpec]]]) -> Iterator[str]:
+    """Why modules, in the order of their names, are no chain of linear layers."""
+    for name, tensors in chain:
+        if re.fullmatch(LAYER_NAME, name) is None:
+            yield f"the tensor names {', '.join(sorted(tensors))} don't say which module they belong to"
+        if (fault := _not_linear(tensors)) is not None:
+            yield f"module {shown(name)} {fault}, so the network can't be inferred"
+    for (before, left), (after, right) in pairwise(chain):
+        out, into = left["weight"].shape[0], right["weight"].shape[1]
+        if out != into:
+            yield f"{shown(before)} gives {out} values but {shown(after)} takes {into}, so they are no chain"
+    if 2 * len(chain) > MAX_LAYERS:
+        yield f"there are {len(chain)} modules, too many to be told by their names"
 
 
 def _not_linear(tensors: Mapping[str, TensorSpec]) -> str | None:
     weight, bias = tensors.get("weight"), tensors.get("bias")
     if weight is None or set(tensors) - {"weight", "bias"}:
-        return f"has the tensors {', '.join(sorted(tensors))}"
-    if len(weight.shape) != 2 or 0 in weight.shape:
+        return f"has the tensors {', '.join(shown(name) for name in sorted(tensors)[:8])}"
+    if not all(spec.floating for spec in tensors.values()):
+        return "has tensors of integers"
+    if len(weight.shape) != 2 or not all(1 <= size <= MAX_SIZE for size in weight.shape):
         return f"has a weight of shape {list(weight.shape)}"
     if bias is not None and bias.shape != weight.shape[:1]:
         return f"has a weight of shape {list(weight.shape)} and a bias of shape {list(bias.shape)}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,10 +21,19 @@ from pydantic import (
     model_validator,
 )
 
-from cogram_core.recipe.layers import AnyLayerField
+from cogram_core.recipe.layers import LAYER_NAME, AnyLayerField, named_layers
 
+MAX_LAYERS = 10_000
 Criterion = Literal["calibrated_loss", "loss", "accuracy"]
 CRITERIA: tuple[str, ...] = get_args(Criterion)
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
+PATTERNS = {
+    _NAME: "must be letters, digits, dots, dashes and underscores, 64 at most, a letter or digit first",
+    _DEVICE: "must be auto, cpu, cuda or cuda:0, cuda:1, …",
+    LAYER_NAME: "must be one or more words with dots between",
+}
+"""Words for each regular expression that a text has to match."""
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -30,10 +41,17 @@ def _bytes(value: Any) -> Any:
     """``5GB`` as 5,000,000,000."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    match = re.fullmatch(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*", value)
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError("write a number of bytes, or one with a unit such as 5GB or 512MiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(Decimal(match[1]) * _UNITS[match[2].upper()])
+
+
+def _network_kind(value: Any) -> str | None:
+    """Which of the network's two forms a value is meant to have."""
+    if value == "auto":
+        return "auto"
+    return "sequential" if isinstance(value, Mapping | SequentialNetwork) else None
 
 
 class _Part(BaseModel):
@@ -43,17 +61,25 @@ class _Part(BaseModel):
 class Source(_Part):
     """A checkpoint that is to be fused, and its say."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=_NAME)
     checkpoint: str = Field(min_length=1)
     data: str | None = Field(None, min_length=1, description="this source's own data, for methods that take statistics")
-    weight: float = Field(1.0, gt=0)
+    # Wide enough for any wish, and narrow enough that sums and products of weights stay far from overflow.
+    weight: float = Field(1.0, ge=1e-6, le=1e6)
 
 
 class SequentialNetwork(_Part):
     """A chain of layers with torch.nn's own parameter names."""
 
     kind: Literal["sequential"]
-    layers: tuple[AnyLayerField, ...] = Field(min_length=1, max_length=10_000)
+    layers: tuple[AnyLayerField, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> SequentialNetwork:
+        counts = Counter(name for name, _ in named_layers(self.layers))
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"two layers are called {twice[0]!r}; names must differ (by default a layer's place)")
+        return self
 
 
 class Data(_Part):
@@ -72,9 +98,10 @@ class Stage(_Part):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and "method" in value:
-            return {"method": value["method"], "parameters": {k: v for k, v in value.items() if k != "method"}}
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        parameters = {key: inner for key, inner in value.items() if key != "method"}
+        return {"parameters": parameters, **({"method": value["method"]} if "method" in value else {})}
 
     @model_serializer
     def _flatten(self) -> dict[str, Any]:
@@ -97,7 +124,7 @@ class Output(_Part):
     """How the fused checkpoint is written."""
 
     dtype: Literal["source", "float64", "float32", "bfloat16", "float16"] = "source"
-    max_shard_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=1)] = 5 * 10**9
+    max_shard_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=1, lt=2**63)] = 5 * 10**9
 
 
 @dataclass(frozen=True)
@@ -117,7 +144,11 @@ class Recipe(_Part):
     base: str | None = Field(None, min_length=1, description="common ancestor, for methods that take differences to it")
     network: Annotated[
         Annotated[Literal["auto"], Tag("auto")] | Annotated[SequentialNetwork, Tag("sequential")],
-        Discriminator(lambda value: "auto" if isinstance(value, str) else "sequential"),
+        Discriminator(
+            _network_kind,
+            custom_error_type="network_kind",
+            custom_error_message="must be auto, or a mapping {kind: sequential, layers: […]}",
+        ),
     ] = "auto"
     data: Data = Data(evaluation=None, holdout=None)
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -125,7 +156,7 @@ class Recipe(_Part):
     compute_dtype: Literal["float32", "float64"] = "float32"
     output: Output = Output()
     seed: int = Field(0, ge=0, lt=2**63)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=_DEVICE)
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
 
     @classmethod

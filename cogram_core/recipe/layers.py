@@ -7,12 +7,14 @@ checkpoint fits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+LAYER_NAME = r"^[^.]+(\.[^.]+)*$"
 Shape = tuple[int, ...]
-_Size = Annotated[int, Field(ge=1, le=2**24)]
+MAX_SIZE = 2**24
+_Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 _Pair = _Size | tuple[_Size, _Size]
 _Padding = Annotated[int, Field(ge=0, le=2**16)]
 _PaddingPair = _Padding | tuple[_Padding, _Padding] | Literal["same", "valid"]
@@ -28,7 +30,7 @@ class LayerSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     torch_class: ClassVar[str]
 
-    name: str | None = Field(None, min_length=1, max_length=256)
+    name: str | None = Field(None, pattern=LAYER_NAME, max_length=512)
 
     def tensors(self) -> dict[str, Shape]:
         """Names and shapes of the module's own floating tensors."""
@@ -59,36 +61,60 @@ class Linear(_Weighted):
         return self._with_bias((self.out_features, self.in_features))
 
 
-class Conv1d(_Weighted):
+class _Convolution(_Weighted):
+    in_channels: _Size
+    out_channels: _Size
+    groups: _Size = 1
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(
+                f"groups ({self.groups}) must divide in_channels ({self.in_channels}) and "
+                f"out_channels ({self.out_channels})"
+            )
+        return self
+
+
+def _check_same(padding: object, stride: int | tuple[int, int]) -> None:
+    if padding == "same" and _both(stride) != (1, 1):
+        raise ValueError("padding: same needs stride: 1; write the padding as a number")
+
+
+class Conv1d(_Convolution):
     """A convolution over (channels, length)."""
 
     torch_class = "Conv1d"
     type: Literal["conv1d"]
-    in_channels: _Size
-    out_channels: _Size
     kernel_size: _Size
     stride: _Size = 1
     padding: _Padding | Literal["same", "valid"] = 0
     dilation: _Size = 1
-    groups: _Size = 1
+
+    @model_validator(mode="after")
+    def _check_padding(self) -> Self:
+        _check_same(self.padding, self.stride)
+        return self
 
     def tensors(self) -> dict[str, Shape]:
         """Weight (out, in / groups, k), bias (out)."""
         return self._with_bias((self.out_channels, self.in_channels // self.groups, self.kernel_size))
 
 
-class Conv2d(_Weighted):
+class Conv2d(_Convolution):
     """A convolution over (channels, height, width)."""
 
     torch_class = "Conv2d"
     type: Literal["conv2d"]
-    in_channels: _Size
-    out_channels: _Size
     kernel_size: _Pair
     stride: _Pair = 1
     padding: _PaddingPair = 0
     dilation: _Pair = 1
-    groups: _Size = 1
+
+    @model_validator(mode="after")
+    def _check_padding(self) -> Self:
+        _check_same(self.padding, self.stride)
+        return self
 
     def tensors(self) -> dict[str, Shape]:
         """Weight (out, in / groups, kh, kw), bias (out)."""
@@ -127,7 +153,7 @@ class LayerNorm(LayerSpec):
 
     torch_class = "LayerNorm"
     type: Literal["layernorm"]
-    normalized_shape: _Size | tuple[_Size, ...]
+    normalized_shape: _Size | Annotated[tuple[_Size, ...], Field(min_length=1, max_length=8)]
     eps: float = Field(1e-5, gt=0)
     elementwise_affine: bool = True
     bias: bool = True
@@ -149,6 +175,12 @@ class GroupNorm(LayerSpec):
     num_channels: _Size
     eps: float = Field(1e-5, gt=0)
     affine: bool = True
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.num_channels % self.num_groups:
+            raise ValueError(f"num_groups ({self.num_groups}) must divide num_channels ({self.num_channels})")
+        return self
 
     def tensors(self) -> dict[str, Shape]:
         """Scale and shift, each (channels)."""
@@ -235,7 +267,7 @@ class Unflatten(LayerSpec):
     torch_class = "Unflatten"
     type: Literal["unflatten"]
     dim: int = Field(ge=1, le=8)
-    unflattened_size: tuple[PositiveInt, ...]
+    unflattened_size: Annotated[tuple[_Size, ...], Field(min_length=1, max_length=8)]
 
 
 class Dropout(LayerSpec):

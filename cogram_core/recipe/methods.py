@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.exceptions import ValidationError
 
 from cogram_core.errors import Problem
 from cogram_core.recipe.suggest import did_you_mean
+from cogram_core.recipe.wording import shown
 
 
 @dataclass(frozen=True)
@@ -53,42 +55,101 @@ def unknown_method(name: str, location: str) -> Problem:
 
 def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location: str) -> list[Problem]:
     """All that is wrong with a stage's parameters."""
-    schema = entry.schema
-    problems = [
-        Problem(
-            f"{location}.{key}",
-            "recipe.unknown_key",
-            f"{entry.name} has no parameter {key!r}; {did_you_mean(key, schema['properties'])}",
-        )
-        for key in parameters
-        if key not in schema["properties"]
-    ]
-    known = {key: value for key, value in parameters.items() if key in schema["properties"]}
-    validator = Draft202012Validator({key: value for key, value in schema.items() if key != "additionalProperties"})
-    problems.extend(_as_problem(error, location) for error in validator.iter_errors(known))
-    if not problems:
-        problems.extend(_order_problems(schema, with_defaults(entry, parameters), location))
-    return problems
+    errors = Draft202012Validator(entry.schema).iter_errors(dict(parameters))
+    problems = [problem for error in errors for problem in _as_problems(error, entry, location)]
+    faulty = {problem.location for problem in problems}
+    return problems + list(_order_problems(entry.schema, with_defaults(entry, parameters), location, faulty))
 
 
 def with_defaults(entry: MethodEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with every default written out."""
-    properties = entry.schema["properties"]
-    return {key: parameters.get(key, spec["default"]) for key, spec in properties.items()}
+    """The parameters with every default written out, inside parameters that are mappings as well."""
+    return _filled(entry.schema, parameters, entry.schema.get("$defs", {}))
 
 
-def _as_problem(error: ValidationError, location: str) -> Problem:
-    chosen = best_match([error]) or error
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in chosen.absolute_path)
-    return Problem(location + place, "recipe.invalid_value", chosen.message)
+def _filled(schema: Mapping[str, Any], values: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {}
+    for key, spec in schema["properties"].items():
+        value = deepcopy(values.get(key, spec["default"]))
+        inner = next((models[name] for name in _references(spec)), None)
+        filled[key] = _filled(inner, value, models) if inner is not None and isinstance(value, dict) else value
+    return filled
 
 
-def _order_problems(schema: Mapping[str, Any], values: Mapping[str, Any], location: str) -> Iterator[Problem]:
+def _references(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the models that a parameter may be."""
+    for choice in (spec, *spec.get("anyOf", ())):
+        if "$ref" in choice:
+            yield choice["$ref"].rpartition("/")[2]
+
+
+def _as_problems(error: ValidationError, entry: MethodEntry, location: str) -> Iterator[Problem]:
+    schema: Any = error.schema
+    instance: Any = error.instance
+    place = location + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    models = entry.schema.get("$defs", {})
+    match error.validator:
+        case "additionalProperties":
+            known = schema["properties"]
+            whose = entry.name if place == location else place.removeprefix(f"{location}.")
+            for key in sorted(set(instance) - set(known)):
+                message = f"{whose} has no parameter {shown(key)}; {did_you_mean(key, known)}"
+                yield Problem(f"{place}.{key}", "recipe.unknown_key", message)
+        case "anyOf":
+            yield from _choice_problems(error, entry, location, place)
+        case _:
+            message = f"must be {_described(schema, models)}; here {shown(error.instance)}"
+            yield Problem(place, "recipe.invalid_value", message)
+
+
+def _choice_problems(error: ValidationError, entry: MethodEntry, location: str, place: str) -> Iterator[Problem]:
+    """A mapping was meant for the choice that is one, and its faults are told; for anything else all choices are."""
+    models = entry.schema.get("$defs", {})
+    inner = [fault for fault in error.context or () if fault.validator != "type" or len(fault.path) > 0]
+    if isinstance(error.instance, dict) and inner:
+        for fault in inner:
+            yield from _as_problems(fault, entry, location)
+        return
+    schema: Any = error.schema
+    choices = " or ".join(_described(choice, models) for choice in schema["anyOf"])
+    yield Problem(place, "recipe.invalid_value", f"must be {choices}; here {shown(error.instance)}")
+
+
+_TYPES = {
+    "number": "a number",
+    "integer": "a whole number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "array": "a list",
+    "object": "a mapping",
+}
+_LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "greater than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+
+
+def _described(schema: Mapping[str, Any], models: Mapping[str, Any]) -> str:
+    """What a schema takes, in words."""
+    if "$ref" in schema:
+        return _described(models[schema["$ref"].rpartition("/")[2]], models)
+    if "enum" in schema:
+        return "one of " + ", ".join(map(shown, schema["enum"]))
+    if schema["type"] == "object":
+        return "a mapping with the keys " + ", ".join(schema["properties"])
+    limits = [f"{word} {schema[limit]:g}" for limit, word in _LIMITS.items() if limit in schema]
+    return " ".join([_TYPES[schema["type"]], " and ".join(limits)]).strip()
+
+
+def _order_problems(
+    schema: Mapping[str, Any], values: Mapping[str, Any], location: str, faulty: Set[str]
+) -> Iterator[Problem]:
     """``x-ascending`` lists pairs of parameters whose values may not fall; null stands for no limit."""
     for low, high in schema.get("x-ascending", ()):
-        if values[low] is not None and values[high] is not None and values[low] > values[high]:
-            yield Problem(
-                f"{location}.{low}",
-                "recipe.wrong_order",
-                f"{low} ({values[low]}) is above {high} ({values[high]}); exchange them or raise {high}",
-            )
+        if faulty & {f"{location}.{low}", f"{location}.{high}"} or values[low] is None or values[high] is None:
+            continue
+        if values[low] > values[high]:
+            message = f"{low} ({values[low]}) is above {high} ({values[high]}); exchange them or raise {high}"
+            yield Problem(f"{location}.{low}", "recipe.wrong_order", message)

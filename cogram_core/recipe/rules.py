@@ -1,128 +1,135 @@
-"""The rules between a recipe's fields, and the defaults that depend on them."""
+"""The rules between a recipe's fields, and the defaults that depend on them.
+
+They look at the document as it was given, not at a finished recipe, so that what is wrong between fields is told
+together with what is wrong inside them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from cogram_core.errors import Problem
-from cogram_core.recipe.document import Recipe
+from cogram_core.recipe.document import Data, Recipe
 from cogram_core.recipe.methods import MethodEntry, catalogue, unknown_method
+from cogram_core.recipe.suggest import nearest
 
 
 def expand_shorthand(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """``method: x`` as the stages it stands for; a refining first stage gets ``fisher`` before it."""
-    expanded, problems = dict(document), []
+    """``method: x`` as the one stage it stands for."""
+    expanded = dict(document)
     method = expanded.pop("method", None)
-    if method is not None:
-        if "stages" in expanded:
-            problems.append(Problem("method", "recipe.conflict", "give either method or stages, not both"))
-        elif not isinstance(method, str) or method not in catalogue():
-            problems.append(unknown_method(str(method), "method"))
-            expanded["stages"] = [{"method": "linear"}]  # so that the rest of the document is checked as well
-        else:
-            expanded["stages"] = [{"method": method}]
-    stages = expanded.get("stages")
-    if isinstance(stages, list) and (first := _entry(stages[0] if stages else None)) and first.kind == "refining":
-        expanded["stages"] = [{"method": "fisher"}, *stages]
-    return expanded, problems
+    if method is None:
+        return expanded, []
+    if "stages" in expanded:
+        return expanded, [Problem("method", "recipe.conflict", "give either method or stages, not both")]
+    # A mistyped method is reported and taken for the one that was meant, so that the rest is checked as well.
+    expanded["stages"] = [{"method": nearest(str(method), catalogue()) or "linear"}]
+    return expanded, [] if method in catalogue() else [unknown_method(str(method), "method")]
 
 
-def with_default_guard(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Without a word on the guard it is on wherever data takes part, and off where nothing can be evaluated."""
-    if document.get("guard") is not None:
-        return dict(document)
-    data = document.get("data")
-    stages = document.get("stages")
-    evaluated = bool(data) or any(
-        entry.needs_data for stage in (stages if isinstance(stages, list) else []) if (entry := _entry(stage))
-    )
-    return {**document, "guard": "best_on_holdout" if evaluated else "off"}
+def with_usual_start(stages: tuple[Any, ...], first: Any) -> tuple[Any, ...]:
+    """A refining stage with nothing to refine starts from ``first``."""
+    return (first, *stages) if catalogue()[stages[0].method].kind == "refining" else stages
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the rules ask of a document, as far as it can be told; a mistyped key is taken for the one that was meant."""
+
+    sources: list[Any]
+    counted: bool
+    entries: list[MethodEntry | None]
+    mode: str
+    base: bool
+    evaluation: bool
+    holdout: bool
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Draft:
+        """The draft of a document without shorthand."""
+        meant = _as_meant(document, Recipe.model_fields)
+        data = _as_meant(meant.get("data"), Data.model_fields)
+        entries = [_entry(stage) for stage in _list(meant.get("stages"))]
+        guard = meant.get("guard")
+        mode = guard.get("mode") if isinstance(guard, Mapping) else guard
+        named = any(value is not None for value in data.values())
+        evaluated = named or any(entry is not None and entry.needs_data for entry in entries)
+        return cls(
+            sources=_list(meant.get("sources")),
+            counted=isinstance(meant.get("sources"), list),
+            entries=entries,
+            mode=str(mode) if guard is not None else "best_on_holdout" if evaluated else "off",
+            base=meant.get("base") is not None,
+            evaluation=data.get("evaluation") is not None,
+            holdout=data.get("holdout") is not None,
+        )
+
+    def problems(self) -> Iterable[Problem]:
+        """Everything that is wrong between fields."""
+        yield from self._source_problems()
+        yield from self._base_problems()
+        yield from self._data_problems()
+        yield from self._order_problems()
+
+    def _source_problems(self) -> Iterable[Problem]:
+        if self.counted and len(self.sources) < 2:
+            message = f"a fusion needs two or more sources, here is {len(self.sources)}; add one"
+            yield Problem("sources", "recipe.too_few_sources", message)
+        names = Counter(source.get("name") for source in self.sources if isinstance(source, Mapping))
+        for name, count in names.items():
+            if isinstance(name, str) and count > 1:
+                message = f"the name {name!r} stands {count} times; names must differ"
+                yield Problem("sources", "recipe.duplicate_name", message)
+
+    def _base_problems(self) -> Iterable[Problem]:
+        known = [entry for entry in self.entries if entry is not None]
+        needing = [entry.name for entry in known if entry.needs_base]
+        if needing and not self.base:
+            yield Problem("base", "recipe.missing_base", f"{needing[0]} takes differences to a base; name one")
+        if self.base and not needing and len(known) == len(self.entries) > 0:
+            yield Problem("base", "recipe.unused_base", "no stage of this recipe uses a base; take it out")
+
+    def _data_problems(self) -> Iterable[Problem]:
+        own = [isinstance(source, Mapping) and source.get("data") is not None for source in self.sources]
+        for place, entry in enumerate(self.entries):
+            if entry is None or not entry.needs_data or self.evaluation or (entry.kind == "merging" and all(own)):
+                continue
+            message = f"stages[{place}] ({entry.name}) decides on evaluation data; name a file with inputs and targets"
+            yield Problem("data.evaluation", "recipe.missing_evaluation", message)
+            break
+        if self.mode in {"best_on_holdout", "report"} and not self.holdout:
+            message = f"the guard ({self.mode}) compares on holdout data; name a file, or write guard: off"
+            yield Problem("data.holdout", "recipe.missing_holdout", message)
+
+    def _order_problems(self) -> Iterable[Problem]:
+        """A merging stage makes the network anew; without a guard to compare them, an earlier one is work for nothing."""
+        for place, (before, after) in enumerate(pairwise(self.entries)):
+            if self.mode == "off" and before is not None and after is not None and after.kind == "merging":
+                message = f"{before.name} is overwritten by {after.name}, which merges anew; take one of them out"
+                yield Problem(f"stages[{place}]", "recipe.overwritten_stage", message)
+
+
+def _as_meant(value: Any, known: Iterable[str]) -> dict[str, Any]:
+    """A mapping with each unknown key under its nearest known one, where that isn't there."""
+    if not isinstance(value, Mapping):
+        return {}
+    names = set(known)
+    meant = {key: inner for key, inner in value.items() if key in names}
+    for key, inner in value.items():
+        if key not in names and (near := nearest(key, names)) is not None:
+            meant.setdefault(near, inner)
+    return meant
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _entry(stage: Any) -> MethodEntry | None:
     method = stage.get("method") if isinstance(stage, Mapping) else None
-    return catalogue().get(method) if isinstance(method, str) else None
-
-
-def rule_problems(recipe: Recipe) -> list[Problem]:
-    """Everything that is wrong between the fields of a recipe whose fields are each valid."""
-    entries = [catalogue()[stage.method] for stage in recipe.stages]
-    return [
-        *_source_problems(recipe),
-        *_base_problems(recipe, entries),
-        *_data_problems(recipe, entries),
-        *_guard_problems(recipe),
-        *_stage_order_problems(recipe, entries),
-    ]
-
-
-def _source_problems(recipe: Recipe) -> list[Problem]:
-    problems = []
-    if len(recipe.sources) < 2:
-        count = len(recipe.sources)
-        problems.append(
-            Problem("sources", "recipe.too_few_sources", f"a fusion needs two or more sources, here is {count}")
-        )
-    counts = Counter(source.name for source in recipe.sources)
-    problems += [
-        Problem("sources", "recipe.duplicate_name", f"the name {name!r} stands {count} times; names must differ")
-        for name, count in counts.items()
-        if count > 1
-    ]
-    return problems
-
-
-def _base_problems(recipe: Recipe, entries: list[MethodEntry]) -> list[Problem]:
-    needing = [entry.name for entry in entries if entry.needs_base]
-    if needing and recipe.base is None:
-        return [Problem("base", "recipe.missing_base", f"{needing[0]} takes differences to a base; name one")]
-    if recipe.base is not None and not needing:
-        return [Problem("base", "recipe.unused_base", "no stage of this recipe uses a base; take it out")]
-    return []
-
-
-def _data_problems(recipe: Recipe, entries: list[MethodEntry]) -> list[Problem]:
-    if recipe.data.evaluation is not None:
-        return []
-    problems = []
-    everyone_has_data = all(source.data is not None for source in recipe.sources)
-    for place, entry in enumerate(entries):
-        if entry.needs_data and not (entry.kind == "merging" and everyone_has_data):
-            problems.append(
-                Problem(
-                    "data.evaluation",
-                    "recipe.missing_evaluation",
-                    f"stages[{place}] ({entry.name}) decides on evaluation data; name a file with inputs and targets",
-                )
-            )
-    return problems[:1]
-
-
-def _guard_problems(recipe: Recipe) -> list[Problem]:
-    if recipe.guard.mode == "off" or recipe.data.holdout is not None:
-        return []
-    return [
-        Problem(
-            "data.holdout",
-            "recipe.missing_holdout",
-            f"the guard ({recipe.guard.mode}) compares on holdout data; name a file, or write guard: off",
-        )
-    ]
-
-
-def _stage_order_problems(recipe: Recipe, entries: list[MethodEntry]) -> list[Problem]:
-    """A merging stage makes the network anew; without a guard to compare them, an earlier one is work for nothing."""
-    if recipe.guard.mode != "off":
-        return []
-    return [
-        Problem(
-            f"stages[{place}]",
-            "recipe.overwritten_stage",
-            f"{before.name} is overwritten by {after.name}, which merges anew; take one of them out",
-        )
-        for place, (before, after) in enumerate(pairwise(entries))
-        if after.kind == "merging"
-    ]
+    near = nearest(method, catalogue()) if isinstance(method, str) else None
+    return None if near is None else catalogue()[near]
