@@ -38,7 +38,12 @@ def tensors(draw: st.DrawFn) -> Tensor:
     data = torch.tensor(list(raw), dtype=torch.uint8)
     data = data & 1 if name == "BOOL" else data
     tensor = data.view(dtype).reshape(shape)
-    return tensor.transpose(0, -1) if len(shape) > 1 and draw(st.booleans()) else tensor
+    strided = draw(st.sampled_from(["no", "transposed", "every second", "expanded"])) if shape else "no"
+    if strided == "transposed":
+        return tensor.transpose(0, -1)
+    if strided == "every second":
+        return tensor[::2]
+    return tensor[:1].expand(3, *shape[1:]) if strided == "expanded" and shape[0] else tensor
 
 
 checkpoints = st.dictionaries(names | odd_names, tensors(), min_size=1, max_size=6)
