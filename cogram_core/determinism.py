@@ -42,12 +42,15 @@ def repeatable(threads: int) -> Iterator[None]:
     kept = torch.are_deterministic_algorithms_enabled()
     kept_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     kept_cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    kept_precision = torch.get_float32_matmul_precision()
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, False
     try:
         yield
     finally:
         torch.set_num_threads(kept_threads)
+        torch.set_float32_matmul_precision(kept_precision)
         torch.use_deterministic_algorithms(kept, warn_only=kept_warn)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = kept_cudnn

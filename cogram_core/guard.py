@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.scores import Score, score
+from cogram_core.mixing import keep_common, mix
 from cogram_core.networks.network import Network
 from cogram_core.recipe import Guard
 
@@ -166,5 +167,5 @@ def hear_inputs(jury: Jury, network: Network, states: list[tuple[str, Callable[[
 
 def plain_average(tensors: list[Tensor]) -> Tensor:
     """The mean with equal weights, rounded once."""
-    total = torch.stack([tensor.double() for tensor in tensors]).sum(dim=0)
-    return (total / len(tensors)).to(tensors[0].dtype)
+    total = mix(tensors, [1.0] * len(tensors))
+    return keep_common(tensors, total / len(tensors)).to(tensors[0].dtype)

@@ -3,14 +3,14 @@
 Shares are rounded to multiples of a power of two before they are used. A float32 value times such a share has at most 41
 significant bits, so the products and, but for extreme spreads of magnitude, their sum are exact in float64, and the only
 rounding is the one at the end. Hence a mix doesn't depend on the order of the sources, and equal sources give
-themselves.
+themselves. Values of float64 leave no such room; there ``keep_common`` sees to it that equal sources give themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -56,6 +56,17 @@ def mix(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total
 
 
+def keep_common(values: Sequence[Tensor], mixed: Tensor) -> Tensor:
+    """``mixed``, with the common value wherever all ``values`` agree: a mean of float64 may be off in the last digit."""
+    first, *others = values
+    if first.dtype != torch.float64:
+        return mixed
+    same = torch.ones_like(first, dtype=torch.bool)
+    for other in others:
+        same &= other == first
+    return torch.where(same, first, mixed)
+
+
 def step_towards(current: Tensor, target: Tensor, step: float) -> Tensor:
     """x + t·(y − x) in float64 for y in float64; t = 1 gives y itself."""
     if step == 1.0:
@@ -74,18 +85,23 @@ def elementwise_bounds(weights: Sequence[Tensor]) -> Tensor:
         int32, shape (n − 1, ...); the last bound is always one and left out.
     """
     unit = 1 << ELEMENTWISE_BITS
-    running = torch.cumsum(torch.stack([weight.double() for weight in weights]), dim=0)  # (n, ...)
-    return torch.round(running[:-1] / running[-1] * unit).to(torch.int32)
+    # Not torch.cumsum, which has no deterministic kernel on CUDA.
+    running = list(accumulate(weight.double() for weight in weights))
+    return torch.stack([torch.round(bound / running[-1] * unit) for bound in running[:-1]]).to(torch.int32)
 
 
 def mix_elementwise(values: Sequence[Tensor], bounds: Tensor) -> Tensor:
     """Σ aᵢ·xᵢ in float64 with the shares between successive ``bounds`` (see ``elementwise_bounds``)."""
     unit = 1 << ELEMENTWISE_BITS
     edges = [torch.zeros_like(bounds[0]), *bounds, torch.full_like(bounds[0], unit)]
-    total = torch.zeros_like(values[0], dtype=torch.float64)
-    for value, (low, high) in zip(values, pairwise(edges), strict=True):
-        total += value.double() * ((high - low).double() / unit)
-    return total
+    terms = [
+        value.double() * ((high - low).double() / unit)
+        for value, (low, high) in zip(values, pairwise(edges), strict=True)
+    ]
+    total = terms[0]  # not zero: zero plus a negative zero would lose its sign
+    for term in terms[1:]:
+        total += term
+    return keep_common(values, total)
 
 
 def mean_shares(bounds: Tensor) -> tuple[float, ...]:
@@ -108,5 +124,7 @@ def unpack_shares(payload: bytes, shape: Sequence[int], sources: int) -> Tensor:
     Raises:
         ValueError: if the payload has another length.
     """
+    if len(payload) != 2 * (sources - 1) * math.prod(shape):
+        raise ValueError(f"{len(payload)} bytes of shares for {sources} tensors of shape {list(shape)}")
     flat = torch.frombuffer(bytearray(payload), dtype=torch.uint16) if payload else torch.zeros(0, dtype=torch.uint16)
     return flat.to(torch.int32).reshape(sources - 1, *shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cogram_core.checkpoints.atomic import atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
-from cogram_core.errors import Problem, ReplayError
+from cogram_core.errors import InvalidInput, Problem, ReplayError
 from cogram_core.guard import Choice, plain_average
 from cogram_core.methods import METHODS
 from cogram_core.methods.cogram.decide import mix_unit, step_unit
@@ -41,11 +42,11 @@ def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path)
         OutputError: if the folder can't be written.
     """
     record = Trace(Path(trace))
-    recipe = Recipe.from_document(record.metadata["recipe"])
+    recipe, expected, written = _read_metadata(record)
     readers = [CheckpointReader.open(Path(source)) for source in sources]
     try:
-        loaded = _matched(recipe, [CheckpointStore(reader) for reader in readers], record.metadata)
-        state = rebuild(recipe, loaded, record.decisions(), Choice(**record.metadata["written"]))
+        loaded = _matched(recipe, [CheckpointStore(reader) for reader in readers], expected)
+        state = rebuild(recipe, loaded, _read_decisions(record), written)
         with atomic_folder(Path(output)) as folder:
             write_checkpoint(folder, recipe, loaded[0].store, output_dtypes(recipe, loaded[0].store), state)
     finally:
@@ -54,8 +55,25 @@ def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path)
     return Path(output)
 
 
-def _matched(recipe: Recipe, stores: Sequence[CheckpointStore], metadata: Mapping[str, Any]) -> list[LoadedSource]:
-    expected = metadata["sources"]
+def _read_metadata(record: Trace) -> tuple[Recipe, list[dict[str, Any]], Choice]:
+    """The recipe, the sources as the run saw them, and what it wrote."""
+    try:
+        recipe = Recipe.from_document(record.metadata["recipe"])
+        return recipe, list(record.metadata["sources"]), Choice(**record.metadata["written"])
+    except (KeyError, TypeError, InvalidInput) as error:
+        raise _damaged(f"its metadata don't say how it was made ({error})") from error
+
+
+def _read_decisions(record: Trace) -> Iterator[Decision]:
+    try:
+        yield from record.decisions()
+    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+        raise _damaged(f"its rows can't be read: {error}") from error
+
+
+def _matched(
+    recipe: Recipe, stores: Sequence[CheckpointStore], expected: Sequence[Mapping[str, Any]]
+) -> list[LoadedSource]:
     if len(stores) != len(expected):
         names = ", ".join(entry["name"] for entry in expected)
         message = f"the trace has {len(expected)} sources ({names}), here are {len(stores)}; give them in this order"
@@ -95,17 +113,24 @@ def rebuild(
     state: dict[str, Tensor] = {}
     layers = _layers(sources[0])
     params = [parse_params(METHODS[stage.method], stage.parameters) for stage in recipe.stages]
-    for decision in decisions:
-        if decision.seq >= written.seq:
-            break
-        if decision.action != "merged":
-            continue
+    count = 0
+    for decision in islice(decisions, written.seq):
+        if decision.seq != count:
+            raise _damaged(f"decision {count} is missing")
+        count += 1
         try:
-            _apply(decision, sources, state, layers, params[decision.stage])
+            if decision.action == "merged":
+                _apply(decision, sources, state, layers, params[decision.stage])
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            message = f"decision {decision.seq} doesn't fit the sources: {error}"
-            raise ReplayError([Problem("trace", "replay.damaged", message)]) from error
+            raise _damaged(f"decision {decision.seq} doesn't fit the sources: {error}") from error
+    floating = {name for name, facts in sources[0].store.facts().items() if facts.floating}
+    if count != written.seq or state.keys() != floating:
+        raise _damaged(f"its {count} decisions don't make the network that was written")
     return state.__getitem__
+
+
+def _damaged(what: str) -> ReplayError:
+    return ReplayError([Problem("trace", "replay.damaged", f"{what}; get the trace again")])
 
 
 def _layers(source: LoadedSource) -> dict[str, Layer]:
@@ -128,8 +153,8 @@ def _apply(
         values = [source.read(decision.layer) for source in sources]
         state[decision.layer] = _merged_tensor(decision, sources, values, params).to(values[0].dtype)
         return
-    assert decision.shares is not None
-    assert decision.step is not None
+    if decision.shares is None or decision.step is None:
+        raise ValueError("it has no shares or no step")
     unit = Unit(layers[decision.layer], decision.row)
     current = {name: unit.part_of(state[name]) for name in unit.layer.tensors}
     parts = [{name: unit.part_of(source.read(name)) for name in unit.layer.tensors} for source in sources]

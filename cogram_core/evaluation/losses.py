@@ -17,12 +17,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         targets: t, int64, shape (N,), in [0, C).
 
     Returns:
-        float64, shape (N,); NaN where a logit is NaN.
+        float64, shape (N,); infinity where the target has no probability, NaN where a logit is NaN.
     """
     wide = logits.double()
     differences = wide - wide.gather(1, targets[:, None])  # (N, C)
     others = differences.scatter(1, targets[:, None], -torch.inf)
-    peak = others.amax(dim=1).clamp(min=0.0)  # (N,)
+    peak = others.amax(dim=1).clamp(min=0.0, max=torch.finfo(torch.float64).max)  # (N,)
+    # Finite, so that an infinite difference gives infinity and not infinity less infinity.
     # exp(−peak) is the target's own term; with peak = 0 the sum is log1p of the others, without loss of digits.
     rest = torch.exp(others - peak[:, None]).sum(dim=1)
     return peak + torch.log1p(rest + torch.expm1(-peak))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -61,7 +62,11 @@ def _groups(members: NDArray[np.float64], count: int, random: np.random.Generato
     """k-means with k-means++ starts; groups that stay empty are left out."""
     if count == 1 or len(members) <= count:
         return [members] if count == 1 else [member[None] for member in members]
-    _, assigned = kmeans2(members, count, iter=_ITERATIONS, minit="++", missing="warn", rng=random)
+    distinct, assigned = np.unique(members, axis=0, return_inverse=True)
+    if len(distinct) > count:  # else each value is a group, and k-means would look for starts that don't exist
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)
+            _, assigned = kmeans2(members, count, iter=_ITERATIONS, minit="++", missing="warn", rng=random)
     found, first = np.unique(assigned, return_index=True)
     return [members[assigned == group] for group in found[np.argsort(first)]]
 

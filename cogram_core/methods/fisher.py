@@ -32,7 +32,7 @@ def run(context: StageContext, params: Params) -> None:
     Fᵢ is source i's diagonal Fisher information on its own data, else on the evaluation data; cᵢ its weight; ε is 1e-10
     of the largest entry, so that a parameter that no source cares about gets the weighted mean. The shares are rounded
     to multiples of 2⁻¹⁵ and stand in the trace, so that a replay needs no data. Statistics of normalisation layers have
-    no gradient and get the weighted mean.
+    no gradient and get the weighted mean, as does a tensor whose Fisher information overflows.
 
     Source: Matena & Raffel 2022, arXiv:2111.09832, eq. 4 and 5.
     """
@@ -40,8 +40,8 @@ def run(context: StageContext, params: Params) -> None:
     for place, source in enumerate(context.sources):
         fishers.append(_source_fisher(context, source, params))
         context.progress(place + 1, len(context.sources))
-    largest = max(float(entry.max()) for fisher in fishers for entry in fisher.values())
-    epsilon = _RELATIVE_EPSILON * largest if largest > 0 else 1.0
+    largest = max((float(entry.max()) for fisher in fishers for entry in fisher.values()), default=0.0)
+    epsilon = _RELATIVE_EPSILON * largest or 1.0
     for name in context.network.names:
         context.check_stop()
         _merge_tensor(context, name, [fisher.get(name) for fisher in fishers], epsilon)
@@ -58,7 +58,8 @@ def _source_fisher(context: StageContext, source: Source, params: Params) -> dic
         context.check_stop()
         for name, value in chunk.items():
             total[name] = total[name] + value if name in total else value
-    fisher = {name: value / len(examples) for name, value in total.items()}
+    # Left out where it overflowed, so that one tensor's infinity reaches neither the others' ε nor their norm.
+    fisher = {name: value / len(examples) for name, value in total.items() if bool(torch.isfinite(value).all())}
     if params.normalize:
         norm = torch.sqrt(
             sum((value.square().sum() for value in fisher.values()), torch.zeros((), dtype=torch.float64))
@@ -79,7 +80,9 @@ def exact_fisher_chunks(network: Network, data: Dataset) -> Iterator[dict[str, T
     Yields:
         float64 sums by tensor name, each of the tensor's shape; as many chunks as memory asks for.
     """
-    parameters = {name: network.tensor(name) for name in network.parameters}
+    parameters = {name: network.tensor(name) for name in network.parameters if network.tensor(name).numel()}
+    if not parameters:
+        return
     size = sum(tensor.numel() for tensor in parameters.values())
     chunk = max(1, _JACOBIAN_ELEMENTS // max(1, size * network.classes))
 
@@ -105,7 +108,7 @@ def _fisher_of(jacobian: Tensor, probabilities: Tensor) -> Tensor:
 
 def _merge_tensor(context: StageContext, name: str, fishers: Sequence[Tensor | None], epsilon: float) -> None:
     values = [source.read(name) for source in context.sources]
-    known = [fisher for fisher in fishers if fisher is not None and bool(torch.isfinite(fisher).all())]
+    known = [fisher for fisher in fishers if fisher is not None]
     usable = len(known) == len(values)
     # Without Fisher information every element counts the same, and the shares become those of the weighted mean.
     importance = known if usable else [torch.ones_like(value, dtype=torch.float64) for value in values]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from cogram_core.methods.contract import Field, MethodParams, TensorMethod
-from cogram_core.mixing import mix
+from cogram_core.mixing import keep_common, mix
 
 
 class Params(MethodParams):
@@ -30,9 +30,11 @@ def merge(tensors: Sequence[Tensor], weights: Sequence[float], params: Params) -
 
     Source: model soups, Wortsman et al. 2022, arXiv:2203.05482, uniform soup with weights.
     """
-    total = math.fsum(weights) if params.normalize else 1.0
+    total = mix(tensors, weights)
+    if not params.normalize:
+        return total
     # One division at the end: n equal tensors give themselves, where n products with a rounded 1/n need not.
-    return mix(tensors, weights) / total
+    return keep_common(tensors, total / math.fsum(weights))
 
 
 METHOD = TensorMethod(name="linear", params=Params, merge=merge)

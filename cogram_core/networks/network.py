@@ -55,8 +55,10 @@ class Network:
         """Takes over ``module``; ``example`` is a batch of one input, run once to learn the order of the layers.
 
         Raises:
-            NetworkError: if the module can't run on the example, or doesn't give one row of class scores for it.
+            NetworkError: if the module can't run on the example, doesn't give one row of class scores for it, or has
+                one tensor under two names.
         """
+        _check_untied(module)
         self.module = module.eval().requires_grad_(False)
         self._live = {
             name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_floating_point()
@@ -111,6 +113,18 @@ class Network:
         return result
 
 
+def _check_untied(module: nn.Module) -> None:
+    """Refuses tied tensors: a unit of one layer would silently be one of another, too."""
+    first: dict[int, str] = {}
+    problems = []
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if (other := first.setdefault(id(tensor), name)) != name:
+            message = f"is the same tensor as {other}; tied layers can't be fused unit by unit, untie them first"
+            problems.append(Problem(f"network: {name}", "network.tied", message))
+    if problems:
+        raise NetworkError(problems)
+
+
 def _run_once(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
     """Names of the parameterised modules in the order in which they complete, and the output."""
     order: list[str] = []
@@ -150,5 +164,12 @@ def _layers(module: nn.Module, order: list[str]) -> Iterable[Layer]:
     for name in order:
         inner = modules[name]
         tensors = tuple(f"{name}.{tensor}" if name else tensor for tensor in _own_tensors(inner))
-        neurons = inner.weight.shape[0] if isinstance(inner, _ROW_MODULES) else 0
-        yield Layer(name, tensors, neurons)
+        yield Layer(name, tensors, _neurons(inner))
+
+
+def _neurons(module: nn.Module) -> int:
+    """Output units, where every tensor of the module has a row for each."""
+    if not isinstance(module, _ROW_MODULES):
+        return 0
+    rows = module.weight.shape[0]
+    return rows if all(tensor.shape[:1] == (rows,) for tensor in _own_tensors(module).values()) else 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from cogram_core.evaluation.evaluator import Evaluator
 from cogram_core.methods.cogram.params import Params
 from cogram_core.methods.contract import StageContext
-from cogram_core.mixing import mix, softmax_shares, step_towards
+from cogram_core.mixing import keep_common, mix, softmax_shares, step_towards
 from cogram_core.networks.network import Layer, Unit, UnitValue
 
 
@@ -104,7 +104,11 @@ def _equal(value: UnitValue, other: UnitValue) -> bool:
 
 def mix_unit(sources: Sequence[UnitValue], shares: Sequence[float]) -> dict[str, Tensor]:
     """Σ aᵢ·Sᵢ[u] in float64, tensor by tensor."""
-    return {name: mix([source[name] for source in sources], shares) for name in sources[0]}
+    mixed = {}
+    for name in sources[0]:
+        values = [source[name] for source in sources]
+        mixed[name] = keep_common(values, mix(values, shares))
+    return mixed
 
 
 def step_unit(current: UnitValue, target: UnitValue, step: float) -> dict[str, Tensor]:
