@@ -106,7 +106,9 @@ class CheckpointWriter:
         if given != (spec.dtype, spec.shape):
             text = f"is {given[0]} {list(given[1])}, the layout says {spec.dtype} {list(spec.shape)}"
             raise OutputError(f"{self.folder}: tensor {shown(name)} {text}; convert it first")
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        dense = tensor.detach().cpu().contiguous()
+        # Tensors of no or one element count as contiguous whatever their strides, and odd strides can't be viewed as bytes.
+        flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
         self._put(spec.file, flat.numpy().data, spec.data_start + spec.begin)
         self._written.add(name)
 

@@ -51,7 +51,7 @@ metadata = st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=1)
 
 
 def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+    raw = tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
     return tensor.dtype, tuple(tensor.shape), bytes(raw.tolist())
 
 
@@ -83,7 +83,9 @@ def test_a_written_file_is_that_of_the_safetensors_library_byte_for_byte(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder, state, None, notes)
-        library = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}, notes or None)
+        library = safetensors.torch.save(
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, notes or None
+        )
         assert (folder / "model.safetensors").read_bytes() == library
 
 
@@ -116,7 +118,7 @@ def test_what_is_written_is_read_back_by_us_and_by_the_library(
 def test_what_the_library_writes_is_read(state: dict[str, Tensor], notes: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, "x.safetensors")
-        contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+        contiguous = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
         safetensors.torch.save_file(contiguous, path, notes or None)
         assert all_bits(read(path)) == all_bits(state)
 
