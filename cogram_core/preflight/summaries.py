@@ -99,7 +99,7 @@ def infer_layers(header: CheckpointHeader) -> tuple[tuple[AnyLayer, ...] | None,
     if obstacle is not None:
         return None, f"{obstacle}; describe the network with network: {{kind: sequential, layers: […]}}"
     taken = {name.partition(".")[0] for name in modules}
-    free = (name for number in count() if (name := f"relu{number}") not in taken)
+    free = (word for word in map("relu{}".format, count()) if word not in taken)
     layers: list[AnyLayer] = []
     for name, tensors in chain:
         out, into = tensors["weight"].shape

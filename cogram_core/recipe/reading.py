@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -89,6 +89,10 @@ def _list(loader: _Loader, node: yaml.Node) -> list[Any]:
     return [loader.construct_object(value, deep=True) for value in node.value]
 
 
+def _unknown(loader: _Loader, node: yaml.Node) -> NoReturn:
+    raise _refused(f"the tag {node.tag} is not accepted", node)
+
+
 def _scalar(convert: Callable[[str], Any]) -> Callable[[_Loader, yaml.Node], Any]:
     def construct(_: _Loader, node: yaml.Node) -> Any:
         try:
@@ -117,6 +121,7 @@ def _teach(loader: type[_Loader]) -> None:
     ):
         loader.add_implicit_resolver(tag + name, re.compile(rf"(?:{pattern})\Z"), first)
         loader.add_constructor(tag + name, _scalar(convert))
+    loader.add_constructor(None, _unknown)  # else a node of any tag would be read as what it looks like
     loader.add_constructor(tag + "str", _scalar(lambda text: text + ""))
     loader.add_constructor(tag + "seq", _list)
     loader.add_constructor(tag + "map", _mapping)
