@@ -11,8 +11,9 @@ from torch import Tensor
 
 from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES
 from cogram_core.checkpoints.writer import CheckpointWriter, TensorLayout
+from cogram_core.errors import InvalidInput, Problem
 from cogram_core.recipe import Recipe
-from cogram_core.sources import TensorStore
+from cogram_core.sources import TensorStore, finite
 
 # Small files that say how to use the tensors; everything else in a source's folder stays there.
 _CARRIED = (
@@ -55,7 +56,8 @@ def write_checkpoint(
         The names of the files.
 
     Raises:
-        OutputError: if they can't be written.
+        InvalidInput: if a fused number is too large for the dtype it is written in.
+        OutputError: if the files can't be written.
     """
     facts = first.facts()
     layout = [TensorLayout(name, DTYPE_NAMES[dtypes[name]], entry.shape) for name, entry in facts.items()]
@@ -63,8 +65,16 @@ def write_checkpoint(
         folder, layout, max_shard_bytes=recipe.output.max_shard_bytes, metadata={"format": "pt"}
     ) as writer:
         for name, entry in facts.items():
-            writer.write(name, value(name).to(dtypes[name]) if entry.floating else first.read(name))
+            writer.write(name, _rounded(name, value(name), dtypes[name]) if entry.floating else first.read(name))
         return writer.finish()
+
+
+def _rounded(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = value.to(dtype)
+    if not finite(rounded):
+        message = f"a fused number is too large for {DTYPE_NAMES[dtype]}; choose a wider output.dtype or compute_dtype"
+        raise InvalidInput([Problem(f"output: {name}", "output.not_finite", message)])
+    return rounded
 
 
 def carry_over(source: Path, folder: Path) -> None:

@@ -6,9 +6,10 @@ import copy
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from cogram_core.checkpoints.atomic import atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
-from cogram_core.errors import DatasetError, InvalidInput, Problem
+from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
 from cogram_core.evaluation.datasets import Dataset, check_targets, make_dataset, read_dataset
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
@@ -65,6 +66,7 @@ def fuse(
     parsed = _parse(recipe)
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_folder(Path(output)))
+        stack.enter_context(_writable(output))
         paths = _paths(parsed, inputs or {})
         layers = _preflight(parsed, paths)
         resolved = _resolve(parsed, layers)
@@ -75,6 +77,16 @@ def fuse(
         outcome = run.carry_out()
         report = _write(folder, resolved, loaded, outcome, run, paths[resolved.sources[0].checkpoint])
     return Fusion(Path(output), outcome.verdict, report)
+
+
+@contextmanager
+def _writable(output: str | Path) -> Iterator[None]:
+    """Reading has errors of its own, so what the operating system still refuses inside the block is the output."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{output}: can't be written ({error.strerror}); check that its parent may be written and has room"
+        raise OutputError(message) from error
 
 
 class FusedModule(NamedTuple):
@@ -136,11 +148,12 @@ def fuse_modules(
 def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[str, tuple[Tensor, Tensor]]) -> Inputs:
     device, dtype = torch.device(recipe.device), compute_dtype(recipe)
     sources = [
-        LoadedSource(source.name, source.weight, MemoryStore(module.state_dict()), dtype, device)
+        LoadedSource(source.name, source.weight, MemoryStore(source.name, module.state_dict()), dtype, device)
         for source, module in zip(recipe.sources, modules, strict=True)
     ]
     check_alike(sources)
-    sets = {name: make_dataset(*pair, dtype, f"data.{name}").to(device) for name, pair in data.items()}
+    places = {f"data.{name}": partial(make_dataset, *pair, dtype, f"data.{name}") for name, pair in data.items()}
+    sets = {place.removeprefix("data."): dataset.to(device) for place, dataset in _all_datasets(places).items()}
     evaluation, holdout = sets.get("evaluation"), sets.get("holdout")
     network = None
     if needs_network(recipe):
@@ -182,6 +195,9 @@ def _preflight(recipe: Recipe, paths: Mapping[str, Path]) -> tuple[AnyLayer, ...
                 datasets[reference.value] = read_dataset_facts(path)
         except InvalidInput as error:
             problems += [Problem(f"{reference.location}: {p.location}", p.code, p.message) for p in error.problems]
+        except OSError as error:
+            message = f"{path} can't be read ({error.strerror}); check the path and its permissions"
+            problems.append(Problem(reference.location, f"{reference.kind}.unreadable", message))
     if problems:
         raise InvalidInput(problems)
     found = preflight(recipe, checkpoints, datasets)
@@ -205,23 +221,36 @@ def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
 def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...] | None, stack: ExitStack) -> Inputs:
     device, dtype = torch.device(recipe.device), compute_dtype(recipe)
 
-    def dataset(reference: str | None) -> Dataset | None:
-        return None if reference is None else read_dataset(paths[reference], dtype).to(device)
-
+    places = {
+        reference.location: partial(read_dataset, paths[reference.value], dtype, reference.location)
+        for reference in recipe.references()
+        if reference.kind == "dataset"
+    }
+    datasets = {place: data.to(device) for place, data in _all_datasets(places).items()}
     sources = []
-    for source in recipe.sources:
+    for place, source in enumerate(recipe.sources):
         reader = stack.enter_context(CheckpointReader.open(paths[source.checkpoint]))
-        data = dataset(source.data)
+        data = datasets.get(f"sources[{place}].data")
         sources.append(LoadedSource(source.name, source.weight, CheckpointStore(reader), dtype, device, data))
-    evaluation, holdout = dataset(recipe.data.evaluation), dataset(recipe.data.holdout)
     network = None
     if layers is not None:
-        places = {"data.evaluation": evaluation, "data.holdout": holdout}
-        places |= {f"sources[{place}].data": source.data for place, source in enumerate(sources)}
-        datasets = {place: data for place, data in places.items() if data is not None}
         network = Network(_module(layers, sources[0]), next(iter(datasets.values())).inputs[:1])
         _check_classes(network, datasets)
-    return Inputs(sources, network, evaluation, holdout)
+    return Inputs(sources, network, datasets.get("data.evaluation"), datasets.get("data.holdout"))
+
+
+def _all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Dataset]:
+    """Reads every dataset, and tells the problems of all of them together."""
+    datasets: dict[str, Dataset] = {}
+    problems: list[Problem] = []
+    for place, read in places.items():
+        try:
+            datasets[place] = read()
+        except InvalidInput as error:
+            problems += error.problems
+    if problems:
+        raise DatasetError(problems)
+    return datasets
 
 
 def _module(layers: Sequence[LayerSpec], source: LoadedSource) -> nn.Module:
@@ -239,7 +268,9 @@ def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: 
     report = run.finish(outcome)
     document = yaml.safe_dump(recipe.to_document(), sort_keys=False, allow_unicode=True)
     (folder / "recipe.resolved.yaml").write_text(document, encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(
+        json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class LayerSummary:
         self._shares = [a + b for a, b in zip(self._shares or [0.0] * len(shares), shares, strict=True)]
 
     def to_document(self) -> dict[str, Any]:
-        """Plain data; ``mean_shares`` over the merged units, ``loss_gained`` in nats."""
+        """Plain data; ``mean_shares`` over the merged units, ``loss_gained`` in nats, null if not finite."""
         return {
             "visits": self.visits,
             "merged": self.merged,
@@ -46,7 +47,7 @@ class LayerSummary:
             "refined": self.refined,
             "skipped": self.skipped,
             "mean_shares": [share / self.merged for share in self._shares] or None,
-            "loss_gained": self.gain,
+            "loss_gained": self.gain if math.isfinite(self.gain) else None,
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -70,8 +70,20 @@ class CheckpointStore:
 class MemoryStore:
     """Tensors of a state dict."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = {name: state[name].detach() for name in sorted(state)}
+    def __init__(self, owner: str, state: Mapping[str, Any]) -> None:
+        """Takes the tensors of ``owner``, without copying them.
+
+        Raises:
+            CheckpointError: listing everything in the state that a checkpoint couldn't hold.
+        """
+        problems = [
+            Problem(f"{owner}: {name}", "sources.not_storable", f"is {what}, which no checkpoint holds; take it out")
+            for name, value in state.items()
+            if (what := _not_storable(value)) is not None
+        ]
+        if problems:
+            raise CheckpointError(_listed(problems))
+        self._state: dict[str, Tensor] = {name: state[name].detach() for name in sorted(state)}
 
     def facts(self) -> Mapping[str, TensorFacts]:
         """See ``TensorStore.facts``."""
@@ -88,6 +100,14 @@ class MemoryStore:
             digest.update(f"{name} {DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def _not_storable(value: Any) -> str | None:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.dtype not in DTYPE_NAMES or value.layout != torch.strided or value.is_meta:
+        return f"a tensor of {value.dtype} and {value.layout} on {value.device}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -123,7 +143,15 @@ def check_alike(sources: list[LoadedSource]) -> None:
                 )
                 problems.append(Problem(f"{source.name}: {name}", "sources.mismatch", message))
     if problems:
-        raise CheckpointError(problems[:_LISTED])
+        raise CheckpointError(_listed(problems))
+
+
+def _listed(problems: list[Problem]) -> list[Problem]:
+    """The first problems, and how many more there are."""
+    more = len(problems) - _LISTED
+    if more <= 0:
+        return problems
+    return [*problems[:_LISTED], Problem("", "sources.more_problems", f"{more} more tensors have the same fault")]
 
 
 def _shown(facts: TensorFacts | None) -> str:
@@ -138,24 +166,21 @@ def check_finite(sources: list[LoadedSource], check_stop: Callable[[], None]) ->
     """
     problems = list(_not_finite(sources, check_stop))
     if problems:
-        more = len(problems) - _LISTED
-        listed = problems[:_LISTED]
-        if more > 0:
-            listed.append(Problem("", "sources.more_problems", f"{more} more tensors are not finite"))
-        raise CheckpointError(listed)
+        raise CheckpointError(_listed(problems))
 
 
 def _not_finite(sources: list[LoadedSource], check_stop: Callable[[], None]) -> Iterator[Problem]:
     for source in sources:
         for name, facts in source.store.facts().items():
             check_stop()
-            if not facts.floating or _finite(source.store.read(name)):
+            if not facts.floating or finite(source.store.read(name)):
                 continue
             message = "holds NaN or infinity; leave this source out or train it again"
             yield Problem(f"{source.name}: {name}", "sources.not_finite", message)
 
 
-def _finite(tensor: Tensor) -> bool:
+def finite(tensor: Tensor) -> bool:
+    """Whether a floating tensor holds neither NaN nor infinity."""
     # torch has no isfinite for 8-bit floats; widening any float keeps NaN and infinity.
     return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 

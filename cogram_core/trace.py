@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ UnitKind = Literal["tensor", "layer", "neuron"]
 Action = Literal["merged", "refined", "rolled_back", "skipped"]
 
 METADATA_KEY = b"cogram"
+_METADATA = {"version", "recipe", "sources", "written", "verdict"}
 _BATCH_ROWS = 512
 _BATCH_SECONDS = 1.0
 _BATCH_BYTES = 32 * 2**20
@@ -88,7 +90,7 @@ def _batch(decisions: list[Decision]) -> pa.RecordBatch:
 
 
 class Journal:
-    """Writes decisions as the run goes; a batch is on its way to the disk at most a second after its first row."""
+    """Writes decisions as the run goes, in batches; the row that comes a second after a batch's first completes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -158,27 +160,59 @@ class Trace:
         Raises:
             ReplayError: if it is not a trace.
         """
-        place = str(source) if isinstance(source, Path) else "trace"
-        try:
+        self._place = str(source) if isinstance(source, Path) else "trace"
+        with self._readable():
             self._file = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ReplayError([Problem(place, "replay.unreadable", f"not a readable trace: {error}")]) from error
-        schema = self._file.schema_arrow
-        if METADATA_KEY not in (schema.metadata or {}) or schema.names != SCHEMA.names:
-            raise ReplayError([Problem(place, "replay.not_a_trace", "a Parquet file, but not the trace of a fusion")])
-        self.metadata: dict[str, Any] = json.loads(schema.metadata[METADATA_KEY])
+            schema = self._file.schema_arrow
+        metadata = _metadata(schema)
+        if metadata is None or not schema.equals(SCHEMA):
+            message = "a Parquet file, but not the trace of a fusion; give the trace.parquet of its output folder"
+            raise ReplayError([Problem(self._place, "replay.not_a_trace", message)])
+        self.metadata: dict[str, Any] = metadata
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
     def decisions(self) -> Iterator[Decision]:
-        """Every decision, in order."""
-        for batch in self._file.iter_batches(batch_size=_BATCH_ROWS):
-            yield from _decisions(batch)
+        """Every decision, in order.
+
+        Raises:
+            ReplayError: if the file is damaged.
+        """
+        batches = self._file.iter_batches(batch_size=_BATCH_ROWS)
+        while True:
+            with self._readable():
+                batch = next(batches, None)
+                rows = [] if batch is None else list(_decisions(batch))
+            if batch is None:
+                return
+            yield from rows
 
     def table(self) -> pa.Table:
-        """All rows at once, without the payload."""
-        return self._file.read(columns=[name for name in SCHEMA.names if name != "payload"])
+        """All rows at once, without the payload.
+
+        Raises:
+            ReplayError: if the file is damaged.
+        """
+        with self._readable():
+            return self._file.read(columns=[name for name in SCHEMA.names if name != "payload"])
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, pa.ArrowException) as error:
+            message = f"not a readable trace: {error}; give the trace.parquet of a fusion's output folder"
+            raise ReplayError([Problem(self._place, "replay.unreadable", message)]) from error
+
+
+def _metadata(schema: pa.Schema) -> dict[str, Any] | None:
+    """What a trace says beside its rows; None where that isn't what ``replay`` needs."""
+    try:
+        metadata = json.loads((schema.metadata or {})[METADATA_KEY])
+    except (KeyError, ValueError):
+        return None
+    return metadata if isinstance(metadata, dict) and metadata.keys() >= _METADATA else None
 
 
 def _decisions(batch: pa.RecordBatch) -> Iterator[Decision]:

@@ -44,17 +44,20 @@ class Dataset:
         return Dataset(self.inputs.to(device), self.targets.to(device), weights)
 
 
-def read_dataset(path: Path, dtype: torch.dtype) -> Dataset:
+def read_dataset(path: Path, dtype: torch.dtype, place: str | None = None) -> Dataset:
     """The ``inputs`` and ``targets`` of a safetensors file, inputs converted to ``dtype``.
+
+    Errors name ``place``, by default the path.
 
     Raises:
         CheckpointError: if the file is not valid safetensors.
         DatasetError: if tensors are missing or don't fit together.
     """
+    place = place or str(path)
     header = read_checkpoint_header(path)
-    check_dataset_header(header, str(path))
+    check_dataset_header(header, place)
     with CheckpointReader(header) as reader:
-        return make_dataset(reader.read("inputs"), reader.read("targets"), dtype, str(path))
+        return make_dataset(reader.read("inputs"), reader.read("targets"), dtype, place)
 
 
 def make_dataset(inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str) -> Dataset:

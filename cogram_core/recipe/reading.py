@@ -89,7 +89,7 @@ def _list(loader: _Loader, node: yaml.Node) -> list[Any]:
     return [loader.construct_object(value, deep=True) for value in node.value]
 
 
-def _unknown(loader: _Loader, node: yaml.Node) -> NoReturn:
+def _unknown(_: _Loader, node: yaml.Node) -> NoReturn:
     raise _refused(f"the tag {node.tag} is not accepted", node)
 
 
