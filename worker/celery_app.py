@@ -44,7 +44,7 @@ app.conf.update(
     task_ignore_result=True,
     task_serializer="json",
     accept_content=["json"],
-    worker_pool="prefork",
+    worker_pool="worker.pool:FusionPool",  # prefork
     worker_pool_start_method="fork",
     worker_concurrency=1,
     worker_max_tasks_per_child=1,  # a fresh child a job: what one leaves in memory never meets the next
