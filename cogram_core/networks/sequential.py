@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cogram_core.errors import NetworkError, Problem
 from cogram_core.recipe.layers import LayerSpec, named_layers
 
 
@@ -14,11 +15,20 @@ class Chain(nn.Module):
     """Layers one after the other, each under its own dotted name, so that tensor names fit the checkpoint's."""
 
     def __init__(self, layers: Sequence[LayerSpec]) -> None:
+        """Makes the layers, without values.
+
+        Raises:
+            NetworkError: if torch refuses a layer's arguments or its name.
+        """
         super().__init__()
         self._order: list[nn.Module] = []
-        for name, spec in named_layers(layers):
-            layer = getattr(nn, spec.torch_class)(**spec.arguments())
-            self._register(name, layer)
+        for place, (name, spec) in enumerate(named_layers(layers)):
+            try:
+                layer = getattr(nn, spec.torch_class)(**spec.arguments())
+                self._register(name, layer)
+            except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                message = f"torch can't make the layer {name!r} ({spec.torch_class}): {error}; correct its description"
+                raise NetworkError([Problem(f"network.layers[{place}]", "network.invalid_layer", message)]) from error
             # A plain list: the same module must not be registered a second time under another name.
             self._order.append(layer)
 
@@ -29,6 +39,8 @@ class Chain(nn.Module):
             if folder not in parent._modules:
                 parent.add_module(folder, nn.Module())
             parent = parent.get_submodule(folder)
+        if last in parent._modules:
+            raise ValueError("another layer stands under this name or below it")
         parent.add_module(last, layer)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -42,6 +54,9 @@ def build(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device)
     """An uninitialised chain; every tensor has to be loaded before it runs.
 
     Built on the meta device first, so that no random numbers are drawn and nothing is allocated twice.
+
+    Raises:
+        NetworkError: as ``Chain``.
     """
     with torch.device("meta"):
         chain = Chain(layers)
