@@ -1,0 +1,18 @@
+"""Runs every benchmark, one after the other, each in a process of its own. `make bench`"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = ("bench.digits", "bench.service_start", "bench.jobs")
+
+
+def main() -> None:
+    for name in BENCHMARKS:
+        print(f"\n## python -m {name}\n", flush=True)
+        subprocess.run([sys.executable, "-m", name], check=True)
+
+
+if __name__ == "__main__":
+    main()
