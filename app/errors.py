@@ -209,6 +209,8 @@ async def _tell_http_error(request: Request, error: Exception) -> JSONResponse:
     """What the framework itself refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
+    if error.status_code == TooLarge.status:
+        return await _tell_api_error(request, TooLarge(str(error.detail)))
     details = {
         404: f"There is nothing at {request.url.path}. GET /v1/openapi.json lists what there is.",
         405: f"{request.method} is not a method of {request.url.path}.",

@@ -20,13 +20,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Bell:
-    """Rings when there are new events; ``rings`` counts."""
+    """Rings when there are new events; ``rings`` counts how often, ``listeners`` who waits."""
 
     def __init__(self, database: Database, poll_seconds: float) -> None:
         self._database = database
         self._poll_seconds = poll_seconds
         self._next_ring = asyncio.Event()
-        self._listeners = 0
+        self.listeners = 0
         self._task: asyncio.Task[None] | None = None
         self._newest_seen: int | None = None
         self.rings = 0
@@ -39,7 +39,7 @@ class Bell:
         """
         if self.rings != heard or self.closed:
             return
-        self._listeners += 1
+        self.listeners += 1
         if self._task is None or self._task.done():
             self._newest_seen = None
             self._task = asyncio.create_task(self._watch())
@@ -49,7 +49,7 @@ class Bell:
         except TimeoutError:
             return
         finally:
-            self._listeners -= 1
+            self.listeners -= 1
 
     def close(self) -> None:
         """Wakes every follower for the last time: the process is about to end."""
@@ -62,7 +62,7 @@ class Bell:
         self._next_ring = asyncio.Event()
 
     async def _watch(self) -> None:
-        while self._listeners and not self.closed:
+        while self.listeners and not self.closed:
             try:
                 newest = await run_in_threadpool(self._newest)
             except SQLAlchemyError:

@@ -16,6 +16,7 @@ from app.errors import Unprocessable, declared
 from app.fusions import service
 from app.store.events import FINAL_EVENTS, events_after
 from app.store.models import Event
+from app.store.states import FINAL
 
 router = APIRouter(prefix="/fusions", tags=["fusions"])
 _AT_ONCE = 500
@@ -51,7 +52,7 @@ async def _stream(ctx: Context, fusion_id: str, position: int) -> AsyncIterator[
         heard = ctx.bell.rings
         events = await run_in_threadpool(_next_events, ctx, fusion_id, position)
         if events is None:
-            return  # deleted meanwhile
+            return
         for event in events:
             yield _as_text(event)
             position = event.id
@@ -67,11 +68,13 @@ async def _stream(ctx: Context, fusion_id: str, position: int) -> AsyncIterator[
 
 
 def _next_events(ctx: Context, fusion_id: str, position: int) -> list[Event] | None:
+    """Events behind ``position``; None when there will be no more."""
     with ctx.database.reading() as session:
+        fusion = service.find(session, fusion_id)
+        # Looked at before the events: what has ended by now has written its last event.
+        ended = fusion is None or fusion.state in FINAL
         events = list(events_after(session, fusion_id, position, _AT_ONCE))
-        if not events and service.find(session, fusion_id) is None:
-            return None
-        return events
+        return None if ended and not events else events
 
 
 def _must_exist(ctx: Context, fusion_id: str) -> None:

@@ -1,7 +1,11 @@
-"""A real server over real sockets for every test of the HTTP side, on each kind of database."""
+"""A real server over real sockets for every test of the HTTP side, on each kind of database.
+
+One server a kind serves all tests; before each test everything that it stores is removed.
+"""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
@@ -16,15 +20,17 @@ from app.api import make_server
 from app.context import Context
 from app.listening import listen
 from app.settings import Settings
-from app.store.database import Database
+from app.store.migrate import migrate
+from app.store.models import Base
+from tests import services
 from tests.app.factories import Service
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Service]:
-    """The API in a thread of this process, on a free port."""
+def running(settings: Settings, port: int = 0) -> Iterator[Service]:
+    """The API in a thread of this process, on a free port if none is given."""
     server = make_server(settings)
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
@@ -43,12 +49,6 @@ def running(settings: Settings) -> Iterator[Service]:
         assert not thread.is_alive()
 
 
-@pytest.fixture
-def settings(database_url: str, broker_server: str, tmp_path: Path) -> Settings:
-    """For the service on each kind of database."""
-    return small(tmp_path, database_url, broker_server)
-
-
 def small(folder: Path, database_url: str, broker_url: str) -> Settings:
     """Settings with small limits, so that tests reach them."""
     return Settings(
@@ -62,35 +62,70 @@ def small(folder: Path, database_url: str, broker_url: str) -> Settings:
     )
 
 
-@pytest.fixture
-def service(settings: Settings) -> Iterator[Service]:
-    """The running service."""
-    with running(settings) as started:
+@pytest.fixture(scope="session")
+def sqlite_server(broker_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service on SQLite."""
+    folder = tmp_path_factory.mktemp("sqlite-service")
+    url = f"sqlite:///{folder / 'cogram.sqlite3'}"
+    migrate(url)
+    with running(small(folder, url, broker_server)) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def postgresql_service_server(
+    postgresql_server: services.PostgreSQL, broker_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """The service on PostgreSQL."""
+    folder = tmp_path_factory.mktemp("postgresql-service")
+    with postgresql_server.database() as url, running(small(folder, url, broker_server)) as started:
         yield started
 
 
 @pytest.fixture
-def sqlite_service(sqlite_url: str, broker_server: str, tmp_path: Path) -> Iterator[Service]:
-    """The running service on SQLite alone, for tests that never come to a database."""
-    with running(small(tmp_path, sqlite_url, broker_server)) as started:
-        yield started
+def sqlite_service(sqlite_server: Service) -> Service:
+    """The empty service on SQLite alone, for tests that never come to a database."""
+    return _emptied(sqlite_server)
+
+
+@pytest.fixture(params=["sqlite_server", "postgresql_service_server"], ids=["sqlite", "postgresql"])
+def service(request: pytest.FixtureRequest) -> Service:
+    """The empty service."""
+    return _emptied(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
 def http(service: Service) -> httpx.Client:
-    """A client of the running service."""
+    """A client of the empty service."""
     return service.http
 
 
 @pytest.fixture
-def database(service: Service) -> Database:
-    """The running service's database."""
-    return service.context.database
+def settings(database_url: str, broker_server: str, tmp_path: Path) -> Settings:
+    """For tests that start and stop a service of their own."""
+    return small(tmp_path, database_url, broker_server)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with listen("127.0.0.1", 0) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 @pytest.fixture
 def raw(http: httpx.Client) -> Iterator[socket.socket]:
     """A plain connection to the service, for requests that no client library would send."""
-    connection = socket.create_connection((http.base_url.host, http.base_url.port or 80), 10)
-    yield connection
-    connection.close()
+    with socket.create_connection((http.base_url.host, http.base_url.port or 80), 10) as connection:
+        yield connection
+
+
+def _emptied(service: Service) -> Service:
+    with service.context.database.transaction() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+    shutil.rmtree(service.context.blobs.root / "sha256", ignore_errors=True)
+    for leftover in service.incoming():
+        leftover.unlink()
+    return service

@@ -50,6 +50,13 @@ class Service:
         assert b"content-type: application/problem+json" in headers.lower()
         return int(headers.split()[1]), json.loads(document)
 
+    def connect(self, target: str) -> socket.socket:
+        """A connection on which a GET has been sent."""
+        url = self.http.base_url
+        connection = socket.create_connection((url.host, url.port or 80), 10)
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return connection
+
     def upload(self, kind: str, name: str, path: str, content: bytes) -> None:
         """PUT of one file that is expected to work."""
         answer = self.http.put(f"/v1/{kind}/{name}/files/{path}", content=content)
