@@ -139,7 +139,7 @@ class Reference:
 class Recipe(_Part):
     """What to fuse and how; stages in order. Make one with ``from_document`` or ``load``."""
 
-    version: Literal[1] = 1
+    version: int = Field(1, ge=1, le=1)  # Literal[1] would take true for it
     sources: tuple[Source, ...]
     base: str | None = Field(None, min_length=1, description="common ancestor, for methods that take differences to it")
     network: Annotated[

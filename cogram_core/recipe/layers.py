@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 LAYER_NAME = r"^[^.]+(\.[^.]+)*$"
 Shape = tuple[int, ...]
 MAX_SIZE = 2**24
 _Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
-_Pair = _Size | tuple[_Size, _Size]
+# Once a validator of ours has looked at it, JSON's list is a Python list, which strictness would refuse for a tuple.
+_Listed = Strict(False)
+_Pair = _Size | Annotated[tuple[_Size, _Size], _Listed]
 _Padding = Annotated[int, Field(ge=0, le=2**16)]
-_PaddingPair = _Padding | tuple[_Padding, _Padding] | Literal["same", "valid"]
+_PoolPadding = _Padding | Annotated[tuple[_Padding, _Padding], _Listed]
+_PaddingPair = _PoolPadding | Literal["same", "valid"]
+_Shape = Annotated[tuple[_Size, ...], _Listed, Field(min_length=1, max_length=8)]
 
 
 def _both(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -153,7 +157,7 @@ class LayerNorm(LayerSpec):
 
     torch_class = "LayerNorm"
     type: Literal["layernorm"]
-    normalized_shape: _Size | Annotated[tuple[_Size, ...], Field(min_length=1, max_length=8)]
+    normalized_shape: _Size | _Shape
     eps: float = Field(1e-5, gt=0)
     elementwise_affine: bool = True
     bias: bool = True
@@ -231,7 +235,7 @@ class MaxPool2d(LayerSpec):
     type: Literal["maxpool2d"]
     kernel_size: _Pair
     stride: _Pair | None = None
-    padding: _Padding | tuple[_Padding, _Padding] = 0
+    padding: _PoolPadding = 0
 
 
 class AvgPool2d(LayerSpec):
@@ -241,7 +245,7 @@ class AvgPool2d(LayerSpec):
     type: Literal["avgpool2d"]
     kernel_size: _Pair
     stride: _Pair | None = None
-    padding: _Padding | tuple[_Padding, _Padding] = 0
+    padding: _PoolPadding = 0
 
 
 class AdaptiveAvgPool2d(LayerSpec):
@@ -267,7 +271,7 @@ class Unflatten(LayerSpec):
     torch_class = "Unflatten"
     type: Literal["unflatten"]
     dim: int = Field(ge=1, le=8)
-    unflattened_size: Annotated[tuple[_Size, ...], Field(min_length=1, max_length=8)]
+    unflattened_size: _Shape
 
 
 class Dropout(LayerSpec):

@@ -53,6 +53,7 @@ class Draft:
         """The draft of a document without shorthand."""
         meant = _as_meant(document, Recipe.model_fields)
         data = _as_meant(meant.get("data"), Data.model_fields)
+        unreadable = not isinstance(meant.get("data") or {}, Mapping)
         entries = [_entry(stage) for stage in _list(meant.get("stages"))]
         guard = meant.get("guard")
         mode = guard.get("mode") if isinstance(guard, Mapping) else guard
@@ -63,9 +64,9 @@ class Draft:
             counted=isinstance(meant.get("sources"), list),
             entries=entries,
             mode=str(mode) if guard is not None else "best_on_holdout" if evaluated else "off",
-            base=meant.get("base") is not None,
-            evaluation=data.get("evaluation") is not None,
-            holdout=data.get("holdout") is not None,
+            base=isinstance(meant.get("base"), str) and meant["base"] != "",
+            evaluation=unreadable or data.get("evaluation") is not None,
+            holdout=unreadable or data.get("holdout") is not None,
         )
 
     def problems(self) -> Iterable[Problem]:
