@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import structlog
 
 from app.api import make_server
 from app.context import Context
@@ -60,6 +61,12 @@ def small(folder: Path, database_url: str, broker_url: str) -> Settings:
         max_upload_bytes=4 * 2**20,
         min_free_bytes=0,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs() -> None:
+    """One short line each; the service's own way would replace pytest's handlers."""
+    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,70 @@
+"""Blobs: whole or not there, under the digest of what they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.store.blobs import BlobStore, StoredBlob, record_blob
+from app.store.database import Database
+from app.store.models import Blob
+from tests.app.factories import sha256
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    """An empty store."""
+    return BlobStore(tmp_path / "blobs")
+
+
+def _files(store: BlobStore) -> list[Path]:
+    return [path for path in store.root.rglob("*") if path.is_file()]
+
+
+def test_a_blob_lies_under_its_digest_and_can_not_be_written(store: BlobStore) -> None:
+    writer = store.writer()
+    writer.write(b"he")
+    writer.write(memoryview(b"llo"))
+    stored = writer.publish()
+    assert stored == StoredBlob(sha256(b"hello"), 5)
+    path = store.path(stored.digest)
+    assert path == store.root / "sha256" / stored.digest[:2] / stored.digest
+    assert path.read_bytes() == b"hello"
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert _files(store) == [path]
+
+
+def test_a_discarded_blob_leaves_nothing(store: BlobStore) -> None:
+    writer = store.writer()
+    writer.write(b"hello")
+    assert len(_files(store)) == 1
+    writer.discard()
+    assert _files(store) == []
+
+
+def test_a_blob_that_can_not_be_placed_leaves_nothing(store: BlobStore) -> None:
+    (store.root / "sha256").write_bytes(b"in the way")
+    writer = store.writer()
+    writer.write(b"hello")
+    with pytest.raises(OSError, match="sha256"):
+        writer.publish()
+    assert list(store.incoming.iterdir()) == []
+
+
+def test_the_same_content_twice_is_one_blob(store: BlobStore, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"hello" * 500_000)
+    first, second = store.add_file(source), store.add_file(source)
+    assert first == second
+    assert len(_files(store)) == 1
+    assert source.exists()
+
+
+def test_a_blob_has_one_row_however_often_it_is_recorded(database: Database) -> None:
+    stored = StoredBlob(sha256(b"x"), 1)
+    for _ in range(2):
+        with database.transaction() as session:
+            record_blob(session, stored)
+    with database.reading() as session:
+        assert [(blob.digest, blob.size) for blob in session.query(Blob)] == [(stored.digest, 1)]

@@ -1,0 +1,116 @@
+"""Every failed call is a problem document, whoever it is that refuses it; and every answer carries its request's id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.main import create_app
+from tests.app.conftest import running, small
+from tests.app.factories import Service
+
+MEMBERS = {"type", "title", "status", "code", "detail", "instance", "request_id", "errors"}
+
+
+def _check(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem.keys() == MEMBERS
+    assert (problem["status"], problem["code"], problem["type"]) == (status, code, f"urn:cogram:problem:{code}")
+    assert problem["detail"]
+    assert problem["request_id"] == answer.headers["X-Request-ID"]
+    assert all(entry.keys() == {"location", "code", "message"} for entry in problem["errors"])
+    return problem
+
+
+def test_unknown_paths_and_methods_are_problems(sqlite_service: Service) -> None:
+    http = sqlite_service.http
+    for url in ("/", "/v1", "/v2/fusions", "/v1/fusions/", "/docs", "/v1/checkpoints/a/files"):
+        assert _check(http.get(url), 404, "http.not_found")["instance"] == url
+    answer = http.patch("/v1/fusions")
+    _check(answer, 405, "http.method_not_allowed")
+    assert set(answer.headers["Allow"].split(", ")) <= {"GET", "POST"}
+
+
+def test_wrong_parameters_are_listed_with_their_places(sqlite_service: Service) -> None:
+    http = sqlite_service.http
+    problem = _check(http.get("/v1/fusions?limit=0&state=lost"), 422, "request.invalid")
+    assert {entry["location"] for entry in problem["errors"]} == {"limit", "state.0"}
+    problem = _check(http.post("/v1/checkpoints", json={"name": "a/b", "file": []}), 422, "request.invalid")
+    assert {entry["location"] for entry in problem["errors"]} == {"name", "file"}
+    problem = _check(http.post("/v1/checkpoints", json=["x"]), 422, "request.invalid")
+    headers = {"Content-Type": "application/json"}
+    _check(http.post("/v1/checkpoints", content=b'{"name":', headers=headers), 400, "request.malformed")
+    _check(http.post("/v1/checkpoints", content=b"[" * 100_000, headers=headers), 400, "http.bad_request")
+    _check(http.get("/v1/checkpoints?name=%00"), 422, "request.invalid")
+
+
+def test_what_is_no_http_at_all_is_a_problem_too(sqlite_service: Service) -> None:
+    status, problem = sqlite_service.raw("GET", "/with a space")
+    assert (status, problem["code"], problem.keys()) == (400, "request.malformed", MEMBERS)
+
+
+def test_characters_that_can_not_be_written_do_not_break_the_answer(sqlite_service: Service) -> None:
+    body = json.dumps({"name": "net", "files": ["\ud800"]})
+    answer = sqlite_service.http.post("/v1/checkpoints", content=body, headers={"Content-Type": "application/json"})
+    _check(answer, 422, "checkpoint.files_missing")
+
+
+def test_something_unforeseen_is_a_500_that_tells_nothing_but_where_to_look(tmp_path: Path, broker_server: str) -> None:
+    settings = small(tmp_path, f"sqlite:///{tmp_path}/without-tables.sqlite3", broker_server)
+    with running(settings) as broken:
+        problem = _check(broken.http.get("/v1/fusions", headers={"X-Request-ID": "mine-1"}), 500, "internal")
+        assert problem["request_id"] == "mine-1"
+        assert "mine-1" in problem["detail"]
+        assert "sqlite" not in json.dumps(problem).lower()
+        assert broken.http.get("/v1/healthz/live").status_code == 200
+
+
+def test_a_request_id_is_kept_if_it_is_plain_and_made_otherwise(sqlite_service: Service) -> None:
+    http = sqlite_service.http
+    assert http.get("/healthz/live", headers={"X-Request-ID": "a.B-1_"}).headers["X-Request-ID"] == "a.B-1_"
+    made = set()
+    for unfit in ("", "a b", "x" * 129, 'a"b'):
+        made.add(http.get("/healthz/live", headers={"X-Request-ID": unfit}).headers["X-Request-ID"])
+    assert len(made) == 4
+    assert all(each.startswith("req_") for each in made)
+
+
+def test_the_contract_declares_problems_and_recipes(sqlite_service: Service) -> None:
+    document = sqlite_service.http.get("/v1/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    schemas = document["components"]["schemas"]
+    assert "HTTPValidationError" not in schemas
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    assert set(response["content"]) == {"application/problem+json"}, (method, path)
+    references = set(_references(document))
+    assert references <= {f"#/components/schemas/{name}" for name in schemas}
+    assert "#/components/schemas/Recipe" in references
+
+
+def _references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [found for inner in value.values() for found in _references(inner)]
+    return [found for inner in value for found in _references(inner)] if isinstance(value, list) else []
+
+
+def test_every_route_answers_an_unknown_id_with_what_it_declares(sqlite_service: Service) -> None:
+    document = create_app(sqlite_service.context.settings).openapi()
+    for path, operations in document["paths"].items():
+        if "_id}" not in path:
+            continue
+        url = path.replace("{path}", "x")
+        for name in ("fusion_id", "checkpoint_id", "dataset_id"):
+            url = url.replace("{" + name + "}", "unknown")
+        for method, operation in operations.items():
+            answer = sqlite_service.http.request(method, url)
+            assert answer.status_code == 404, (method, path)
+            assert "404" in operation["responses"]
