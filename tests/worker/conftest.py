@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.settings import Settings
 from app.store.database import Database
 from tests.worker.rig import Rig
+from worker.lease import Ledger, Store
+from worker.tasks import run
 
 LEASE_SECONDS = 2.0
+
+
+# Long enough to be killed in the middle.
+LONG: dict[str, Any] = {"width": 256, "sweeps": 4}
 
 
 @contextmanager
@@ -30,6 +38,17 @@ def _rig(database_url: str, broker_url: str, folder: Path) -> Iterator[Rig]:
         yield rig
     finally:
         rig.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the model that the long recipe gives when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    url = f"sqlite:///{shutil.copyfile(migrated_sqlite, folder / 'cogram.sqlite3')}"
+    with _rig(url, "memory://", folder) as rig:
+        fusion_id = rig.submit(rig.recipe(**LONG))
+        run(Ledger(Store(rig.database, rig.blobs), rig.settings, "here", lambda: False), fusion_id)
+        return rig.model(fusion_id)
 
 
 @pytest.fixture

@@ -75,8 +75,13 @@ class Rig:
         return self.wait(fusion_id, lambda fusion: fusion.state in FINAL, seconds)
 
     def deciding(self, fusion_id: str, attempt: int = 1) -> Fusion:
-        """Waits until the attempt is in the middle of its work."""
-        return self.wait(fusion_id, lambda one: one.attempt == attempt and bool((one.progress or {}).get("decisions")))
+        """Waits until the attempt is in the middle of its last stage."""
+
+        def reached(fusion: Fusion) -> bool:
+            progress = fusion.progress or {}
+            return fusion.attempt == attempt and progress.get("method") == "cogram" and progress.get("done", 0) > 0
+
+        return self.wait(fusion_id, reached)
 
     def submit(self, recipe: Mapping[str, Any]) -> FusionId:
         parsed = Recipe.from_document(recipe)

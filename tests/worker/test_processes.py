@@ -15,17 +15,15 @@ from app.store import jobs
 from app.store.events import events_after
 from app.store.ids import FusionId
 from app.store.states import FusionState
+from tests.worker.conftest import LONG
 from tests.worker.rig import Rig, job_process
 
-LONG: dict[str, Any] = {"width": 256, "sweeps": 4}  # long enough to be killed in the middle
 ENDLESS: dict[str, Any] = {"width": 512, "sweeps": 1000}
 
 
-def _undisturbed(rig: Rig, recipe: dict[str, Any]) -> str:
-    fusion_id = rig.submit(recipe)
-    fusion = rig.ended(fusion_id)
+def _succeeds(rig: Rig, recipe: dict[str, Any]) -> None:
+    fusion = rig.ended(rig.submit(recipe))
     assert (fusion.state, fusion.attempt) == (FusionState.SUCCEEDED, 1), fusion.error
-    return rig.model(fusion_id)
 
 
 def _events(rig: Rig, fusion_id: FusionId) -> list[str]:
@@ -63,28 +61,28 @@ def test_a_job_delivered_many_times_runs_once(rig: Rig) -> None:
     assert _events(rig, fusion_id).count("started") == 1
 
 
-def test_a_killed_child_s_job_is_taken_up_again_at_once_and_ends_with_the_same_bytes(rig: Rig) -> None:
+def test_a_killed_child_s_job_is_taken_up_again_at_once_and_ends_with_the_same_bytes(
+    rig: Rig, undisturbed: str
+) -> None:
     rig.settings = rig.settings.model_copy(update={"lease_seconds": 600.0})  # only the parent can be this fast
     rig.dispatcher()
     worker = rig.worker()
-    recipe = rig.recipe(**LONG)
-    expected = _undisturbed(rig, recipe)
-    fusion_id = rig.submit(recipe)
+    fusion_id = rig.submit(rig.recipe(**LONG))
     rig.deciding(fusion_id)
     job_process(worker).kill()
     rig.wait(fusion_id, lambda fusion: fusion.attempt == 2, 20)
     fusion = rig.ended(fusion_id)
     assert (fusion.state, fusion.attempt, fusion.losses) == (FusionState.SUCCEEDED, 2, 1)
-    assert rig.model(fusion_id) == expected
+    assert rig.model(fusion_id) == undisturbed
     assert rig.work_folders() == []
 
 
-def test_a_killed_worker_s_job_is_taken_up_by_another_and_ends_with_the_same_bytes(each_rig: Rig) -> None:
+def test_a_killed_worker_s_job_is_taken_up_by_another_and_ends_with_the_same_bytes(
+    each_rig: Rig, undisturbed: str
+) -> None:
     each_rig.dispatcher()
     first = each_rig.worker()
-    recipe = each_rig.recipe(**LONG)
-    expected = _undisturbed(each_rig, recipe)
-    fusion_id = each_rig.submit(recipe)
+    fusion_id = each_rig.submit(each_rig.recipe(**LONG))
     each_rig.deciding(fusion_id)
     child = job_process(first)
     first.kill()
@@ -93,7 +91,7 @@ def test_a_killed_worker_s_job_is_taken_up_by_another_and_ends_with_the_same_byt
     each_rig.worker()
     fusion = each_rig.ended(fusion_id)
     assert (fusion.state, fusion.attempt, fusion.losses) == (FusionState.SUCCEEDED, 2, 1)
-    assert each_rig.model(fusion_id) == expected
+    assert each_rig.model(fusion_id) == undisturbed
     _wait(lambda: each_rig.work_folders() == [], each_rig)
 
 
@@ -111,7 +109,7 @@ def test_a_job_that_kills_every_process_that_runs_it_fails_in_the_end(rig: Rig) 
     assert fusion.error["code"] == "fusion.attempts_exhausted"
     assert "signal 9" in fusion.error["detail"]
     assert len(fusion.error["errors"]) == 3
-    assert _undisturbed(rig, rig.recipe())  # the worker goes on
+    _succeeds(rig, rig.recipe())  # the worker goes on
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
@@ -133,7 +131,7 @@ def test_a_stopped_worker_gives_its_job_back_at_once_and_uncounted(rig: Rig, ask
 def test_an_idle_worker_stops_at_once(rig: Rig) -> None:
     worker = rig.worker()
     rig.dispatcher()
-    _undisturbed(rig, rig.recipe())
+    _succeeds(rig, rig.recipe())
     assert _stop(worker, signal.SIGTERM) < 5
 
 
@@ -164,7 +162,7 @@ def test_the_next_job_after_a_failed_one_runs(rig: Rig) -> None:
     assert fusion.state is FusionState.FAILED
     assert fusion.error is not None
     assert [problem["code"] for problem in fusion.error["errors"]] == ["input.missing"]
-    assert _undisturbed(rig, recipe)
+    _succeeds(rig, recipe)
 
 
 def _stop(process: subprocess.Popen[bytes], asked: signal.Signals) -> float:
