@@ -24,7 +24,7 @@ LONG: dict[str, Any] = {"width": 256, "sweeps": 4}
 
 
 @contextmanager
-def _rig(database_url: str, broker_url: str, folder: Path) -> Iterator[Rig]:
+def rig_on(database_url: str, broker_url: str, folder: Path) -> Iterator[Rig]:
     settings = Settings(
         data_dir=folder / "data",
         database_url=database_url,
@@ -45,7 +45,7 @@ def undisturbed(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory)
     """The digest of the model that the long recipe gives when nothing happens to it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     url = f"sqlite:///{shutil.copyfile(migrated_sqlite, folder / 'cogram.sqlite3')}"
-    with _rig(url, "memory://", folder) as rig:
+    with rig_on(url, "memory://", folder) as rig:
         fusion_id = rig.submit(rig.recipe(**LONG))
         run(Ledger(Store(rig.database, rig.blobs), rig.settings, "here", lambda: False), fusion_id)
         return rig.model(fusion_id)
@@ -54,12 +54,12 @@ def undisturbed(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def rig(sqlite_url: str, broker_url: str, tmp_path: Path) -> Iterator[Rig]:
     """A rig on SQLite, for what doesn't depend on the database."""
-    with _rig(sqlite_url, broker_url, tmp_path) as made:
+    with rig_on(sqlite_url, broker_url, tmp_path) as made:
         yield made
 
 
 @pytest.fixture
 def each_rig(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Rig]:
     """A rig on SQLite, then one on PostgreSQL."""
-    with _rig(database_url, broker_url, tmp_path) as made:
+    with rig_on(database_url, broker_url, tmp_path) as made:
         yield made
