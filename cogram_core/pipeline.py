@@ -266,7 +266,8 @@ def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: 
     carry_over(first, folder)
     write_checkpoint(folder, recipe, store, output_dtypes(recipe, store), outcome.value)
     report = run.finish(outcome)
-    document = yaml.safe_dump(recipe.to_document(), sort_keys=False, allow_unicode=True)
+    # Escaped, for PyYAML writes some line breaks of Unicode so that they aren't read as they were.
+    document = yaml.safe_dump(recipe.to_document(), sort_keys=False)
     (folder / "recipe.resolved.yaml").write_text(document, encoding="utf-8")
     (folder / "report.json").write_text(
         json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"

@@ -10,12 +10,19 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
 
 from cogram_core.errors import Problem
 from cogram_core.recipe.suggest import did_you_mean
 from cogram_core.recipe.wording import shown
+
+
+# JSON Schema takes 1.0 for a whole number; the rest of a recipe doesn't.
+_WHOLE = Draft202012Validator.TYPE_CHECKER.redefine(
+    "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+)
+_Validator = validators.extend(Draft202012Validator, type_checker=_WHOLE)
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,12 @@ def catalogue() -> Mapping[str, MethodEntry]:
 def unknown_method(name: str, location: str) -> Problem:
     """The problem that names the nearest method."""
     hint = did_you_mean(name, catalogue())
-    return Problem(location, "recipe.unknown_method", f"there is no method {name!r}; {hint}")
+    return Problem(location, "recipe.unknown_method", f"there is no method {shown(name)}; {hint}")
 
 
 def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location: str) -> list[Problem]:
     """All that is wrong with a stage's parameters."""
-    errors = Draft202012Validator(entry.schema).iter_errors(dict(parameters))
+    errors = _Validator(entry.schema).iter_errors(dict(parameters))
     problems = [problem for error in errors for problem in _as_problems(error, entry, location)]
     faulty = {problem.location for problem in problems}
     return problems + list(_order_problems(entry.schema, with_defaults(entry, parameters), location, faulty))

@@ -28,7 +28,8 @@ def expand_shorthand(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         return expanded, [Problem("method", "recipe.conflict", "give either method or stages, not both")]
     # A mistyped method is reported and taken for the one that was meant, so that the rest is checked as well.
     expanded["stages"] = [{"method": nearest(str(method), catalogue()) or "linear"}]
-    return expanded, [] if method in catalogue() else [unknown_method(str(method), "method")]
+    known = isinstance(method, str) and method in catalogue()
+    return expanded, [] if known else [unknown_method(str(method), "method")]
 
 
 def with_usual_start(stages: tuple[Any, ...], first: Any) -> tuple[Any, ...]:
@@ -53,7 +54,7 @@ class Draft:
         """The draft of a document without shorthand."""
         meant = _as_meant(document, Recipe.model_fields)
         data = _as_meant(meant.get("data"), Data.model_fields)
-        unreadable = not isinstance(meant.get("data") or {}, Mapping)
+        unreadable = not isinstance(meant.get("data", {}), Mapping | None)
         entries = [_entry(stage) for stage in _list(meant.get("stages"))]
         guard = meant.get("guard")
         mode = guard.get("mode") if isinstance(guard, Mapping) else guard

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cogram_core.errors import RecipeError
+from cogram_core.recipe import Recipe
+from tests.core.recipe.documents import DATA, SOURCES, document, messages, problems
+
+OWN_DATA = [{"name": "a", "checkpoint": "a", "data": "da"}, {"name": "b", "checkpoint": "b", "data": "db"}]
+
+
+def test_one_source_or_none_is_too_few() -> None:
+    assert problems(document(sources=SOURCES[:1])) == {"sources": "recipe.too_few_sources"}
+    assert problems(document(sources=[])) == {"sources": "recipe.too_few_sources"}
+
+
+def test_names_of_sources_must_differ() -> None:
+    assert problems(document(sources=[*SOURCES, SOURCES[0]])) == {"sources": "recipe.duplicate_name"}
+    assert "'a'" in messages(document(sources=[*SOURCES, SOURCES[0]]))["sources"]
+
+
+def test_a_base_that_no_stage_uses_is_refused() -> None:
+    assert problems(document(base="./base")) == {"base": "recipe.unused_base"}
+
+
+def test_a_guard_without_holdout_data_is_refused() -> None:
+    for guard in (None, "best_on_holdout", "report", {"mode": "report", "criterion": "accuracy"}):
+        given = document(data={"evaluation": "e"}, guard=guard)
+        assert problems(given) == {"data.holdout": "recipe.missing_holdout"}
+        assert "guard: off" in messages(given)["data.holdout"]
+    assert Recipe.from_document(document(data={"evaluation": "e"}, guard="off")).guard.mode == "off"
+
+
+def test_a_method_that_decides_on_data_needs_evaluation_data() -> None:
+    for method in ("fisher", "cogram"):
+        given = document(data={"holdout": "h"}, stages=[{"method": method}])
+        assert problems(given) == {"data.evaluation": "recipe.missing_evaluation"}
+        assert f"stages[0] ({method})" in messages(given)["data.evaluation"]
+
+
+def test_a_merging_method_may_work_on_the_sources_own_data() -> None:
+    given = document(sources=OWN_DATA, data={"holdout": "h"}, stages=[{"method": "fisher"}])
+    assert Recipe.from_document(given).data.evaluation is None
+    given = document(sources=OWN_DATA, data={"holdout": "h"})
+    assert problems(given) == {"data.evaluation": "recipe.missing_evaluation"}
+
+
+def test_the_guard_is_on_where_data_takes_part_and_off_where_none_does() -> None:
+    assert Recipe.from_document(document()).guard.mode == "best_on_holdout"
+    assert Recipe.from_document({"sources": SOURCES, "stages": [{"method": "linear"}]}).guard.mode == "off"
+    with_data = {"sources": SOURCES, "stages": [{"method": "linear"}], "data": {"holdout": "h"}}
+    assert Recipe.from_document(with_data).guard.mode == "best_on_holdout"
+    empty = {"sources": SOURCES, "stages": [{"method": "linear"}], "data": {"holdout": None}, "guard": None}
+    assert Recipe.from_document(empty).guard.mode == "off"
+
+
+def test_the_guard_is_a_word_or_a_mapping() -> None:
+    word = Recipe.from_document(document(guard="report"))
+    mapping = Recipe.from_document(document(guard={"mode": "report", "criterion": "calibrated_loss"}))
+    assert word == mapping
+
+
+def test_a_stage_that_the_next_one_overwrites_is_refused_without_a_guard() -> None:
+    given = document(stages=[{"method": "linear"}, {"method": "fisher"}], guard="off")
+    assert problems(given) == {"stages[0]": "recipe.overwritten_stage"}
+    assert Recipe.from_document(given | {"guard": "report"}).stages[0].method == "linear"
+
+
+def test_the_shorthand_stands_for_the_methods_usual_stages() -> None:
+    short = {"sources": SOURCES, "data": DATA, "method": "cogram"}
+    long = document(stages=[{"method": "fisher"}, {"method": "cogram"}])
+    assert Recipe.from_document(short) == Recipe.from_document(long)
+    short["method"] = "linear"
+    assert [stage.method for stage in Recipe.from_document(short).stages] == ["linear"]
+
+
+def test_a_refining_first_stage_starts_from_fisher() -> None:
+    recipe = Recipe.from_document(document(stages=[{"method": "cogram", "granularity": "neuron"}]))
+    assert [stage.method for stage in recipe.stages] == ["fisher", "cogram"]
+    assert recipe.stages[1].parameters["granularity"] == "neuron"
+
+
+def test_a_stage_is_named_by_its_place_in_the_document_not_after_expansion() -> None:
+    given = document(stages=[{"method": "cogram", "tau_min": -1}])
+    assert problems(given) == {"stages[0].tau_min": "recipe.invalid_value"}
+
+
+def test_method_and_stages_together_are_refused() -> None:
+    assert problems(document(method="linear")) == {"method": "recipe.conflict"}
+    assert problems(document(method="linear", stages=[])) == {
+        "method": "recipe.conflict",
+        "stages": "recipe.invalid_value",
+    }
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    assert problems(document(stages=[{"method": "fischer"}])) == {"stages[0].method": "recipe.unknown_method"}
+    assert "'fisher'" in messages(document(stages=[{"method": "fischer"}]))["stages[0].method"]
+    given = {"sources": SOURCES, "data": DATA, "method": "cogrm"}
+    assert problems(given) == {"method": "recipe.unknown_method"}
+    assert "'cogram'" in messages(given)["method"]
+    for method in (3, ["linear"], {"a": 1}, True, "x" * 10**6):
+        assert problems({"sources": SOURCES, "data": DATA, "method": method}) == {"method": "recipe.unknown_method"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "place"),
+    [
+        ({"tau_min": "1"}, "tau_min"),
+        ({"tau_max": "1"}, "tau_max"),
+        ({"tau_min": True}, "tau_min"),
+        ({"max_backtracks": 1.5}, "max_backtracks"),
+        ({"max_backtracks": 1.0}, "max_backtracks"),
+        ({"granularity": "weights"}, "granularity"),
+        ({"steepness": "hard"}, "steepness"),
+        ({"steepness": True}, "steepness"),
+        ({"steepness": {"layer": -1}}, "steepness.layer"),
+        ({"max_sweeps": 3}, "max_sweeps"),
+        ({"max_sweeps": {"neuron": 1001}}, "max_sweeps.neuron"),
+        ({"prototypes": {"weighted": 1}}, "prototypes.weighted"),
+        ({"prototypes": None}, "prototypes"),
+        ({"tolerance": 1}, "tolerance"),
+        ({"min_gain": float("nan")}, "min_gain"),
+        ({"tau_max": float("inf")}, "tau_max"),
+    ],
+)
+def test_a_wrong_parameter_is_told_at_its_place(parameters: dict[str, Any], place: str) -> None:
+    given = document(stages=[{"method": "fisher"}, {"method": "cogram", **parameters}])
+    assert problems(given) == {f"stages[1].{place}": "recipe.invalid_value"}
+
+
+def test_a_wrong_parameter_is_told_in_words_that_say_what_it_takes() -> None:
+    stage = {"method": "cogram", "steepness": "hard", "tau_max": "1", "granularity": "weights", "tolerance": 1}
+    assert messages(document(stages=[stage])) == {
+        "stages[0].steepness": "must be a mapping with the keys layer, neuron or a number at least 0; here 'hard'",
+        "stages[0].tau_max": "must be a number at least 0 or null; here '1'",
+        "stages[0].granularity": "must be one of 'layer', 'neuron'; here 'weights'",
+        "stages[0].tolerance": "must be a number at least 0 and less than 1; here 1",
+    }
+
+
+def test_thresholds_in_the_wrong_order_are_refused() -> None:
+    given = document(stages=[{"method": "cogram", "tau_min": 0.3, "tau_max": 0.1}])
+    assert problems(given) == {"stages[0].tau_min": "recipe.wrong_order"}
+    assert messages(given)["stages[0].tau_min"] == (
+        "tau_min (0.3) is above tau_max (0.1); exchange them or raise tau_max"
+    )
+    for high in (0.3, None):
+        Recipe.from_document(document(stages=[{"method": "cogram", "tau_min": 0.3, "tau_max": high}]))
+
+
+def test_all_problems_of_a_bad_document_are_listed_at_once() -> None:
+    given = {
+        "version": 2,
+        "sources": [{"name": "a", "checkpoint": "a", "wieght": 2}],
+        "base": "./base",
+        "network": {"kind": "sequential", "layers": [{"type": "lineer"}, {"type": "Linear", "in_features": 0}, 7]},
+        "data": {"evaluation": 3},
+        "stages": [{"method": "fisher", "examples": 0}, {"method": "cogrm"}, {"method": "cogram", "tau_min": 2, "tau_max": 1}],
+        "output": {"max_shard_bytes": "big"},
+        "sead": 1,
+    }  # fmt: skip
+    assert problems(given) == {
+        "version": "recipe.invalid_value",
+        "sources[0].wieght": "recipe.unknown_key",
+        "sources": "recipe.too_few_sources",
+        "base": "recipe.unused_base",
+        "network.layers[0]": "recipe.invalid_value",
+        "network.layers[1].in_features": "recipe.invalid_value",
+        "network.layers[1].out_features": "recipe.missing_key",
+        "network.layers[2]": "recipe.invalid_value",
+        "data.evaluation": "recipe.invalid_value",
+        "data.holdout": "recipe.missing_holdout",
+        "stages[0].examples": "recipe.invalid_value",
+        "stages[1].method": "recipe.unknown_method",
+        "stages[2].tau_min": "recipe.wrong_order",
+        "output.max_shard_bytes": "recipe.invalid_value",
+        "sead": "recipe.unknown_key",
+    }
+
+
+def test_a_mistyped_key_is_not_reported_as_missing_too() -> None:
+    given = document(data={"evaluatoin": "e", "holdot": "h"})
+    assert problems(given) == {"data.evaluatoin": "recipe.unknown_key", "data.holdot": "recipe.unknown_key"}
+    given = document(data={"evaluation": "e"}, gaurd="off")
+    assert problems(given) == {"gaurd": "recipe.unknown_key"}
+
+
+@pytest.mark.parametrize("given", [None, [], "recipe", 3, [{"sources": []}]])
+def test_what_is_no_mapping_is_refused(given: Any) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_document(given)
+    assert caught.value.problems[0].code == "recipe.syntax"
