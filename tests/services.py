@@ -61,6 +61,18 @@ class PostgreSQL:
         with self._created("CREATE DATABASE {}") as url:
             yield url
 
+    @contextmanager
+    def out_of_reach(self, url: str) -> Iterator[None]:
+        """While the block runs, the database refuses every connection, the open ones included."""
+        name = make_url(url).database or ""
+        self._execute("ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
+        with psycopg.connect(_plain(self._url), autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        try:
+            yield
+        finally:
+            self._execute("ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
+
     def close(self) -> None:
         """Leaves nothing on a server that isn't ours."""
         if self._template is not None:

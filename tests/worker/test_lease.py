@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event as Flag
+from threading import Timer
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -18,6 +20,8 @@ from cogram_core.errors import FusionStopped, InvalidInput, Problem
 from cogram_core.observer import StageInfo
 from cogram_core.pipeline import Fusion as Result
 from cogram_core.trace import Decision
+from tests.services import PostgreSQL
+from tests.worker.conftest import rig_on
 from tests.worker.rig import Rig
 from worker.lease import Job, Ledger, Store
 
@@ -157,6 +161,28 @@ def test_a_database_failure_gives_the_job_back_instead_of_failing_it(rig: Rig) -
     with _ledger(rig).lease(fusion_id):
         raise OperationalError("SELECT 1", {}, OSError("gone"))
     assert rig.row(fusion_id).state is FusionState.QUEUED
+
+
+def test_an_attempt_outlives_a_database_that_is_away_for_a_moment(
+    postgresql_url: str, postgresql_server: PostgreSQL, tmp_path: Path
+) -> None:
+    with rig_on(postgresql_url, "memory://", tmp_path) as rig:
+        rig.settings = rig.settings.model_copy(update={"lease_seconds": 20.0})
+        fusion_id = _submit(rig)
+        outage = ExitStack()
+        back = Timer(1.5, outage.close)
+        with _ledger(rig).lease(fusion_id) as job:
+            assert job is not None
+            result = _write(job)
+            outage.enter_context(postgresql_server.out_of_reach(postgresql_url))
+            back.start()
+            job.stage_started(STAGE)
+            time.sleep(0.5)  # the keeper has tried to write it
+            job.finish(result)  # and the block ends while the database is still away
+        back.join()
+        fusion = rig.row(fusion_id)
+        assert (fusion.state, fusion.attempt) == (FusionState.SUCCEEDED, 1)
+        assert "stage_started" in _events(rig, fusion_id)
 
 
 def test_cancel_stops_a_running_attempt_and_leaves_no_folder(each_rig: Rig) -> None:
