@@ -17,12 +17,11 @@ from cogram_core.errors import Problem
 from cogram_core.recipe.suggest import did_you_mean
 from cogram_core.recipe.wording import shown
 
-
 # JSON Schema takes 1.0 for a whole number; the rest of a recipe doesn't.
 _WHOLE = Draft202012Validator.TYPE_CHECKER.redefine(
     "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
 )
-_Validator = validators.extend(Draft202012Validator, type_checker=_WHOLE)
+_Validator = validators.extend(Draft202012Validator, type_checker=_WHOLE)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

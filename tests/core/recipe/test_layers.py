@@ -46,6 +46,9 @@ def test_a_type_is_torchs_class_name_in_any_case(name: str, spelling: Any) -> No
     assert Recipe.from_document(recipe.to_document()) == recipe
 
 
+CONV = {"in_channels": 4, "out_channels": 4, "kernel_size": 3}
+
+
 @pytest.mark.parametrize(
     ("layer", "place", "code"),
     [
@@ -70,13 +73,18 @@ def test_a_type_is_torchs_class_name_in_any_case(name: str, spelling: Any) -> No
         ({"type": "MaxPool2d", "kernel_size": 0}, ".kernel_size", "invalid_value"),
         ({"type": "Unflatten", "dim": 1, "unflattened_size": []}, ".unflattened_size", "invalid_value"),
         ({"type": "LayerNorm", "normalized_shape": []}, ".normalized_shape", "invalid_value"),
-        ({"type": "BatchNorm1d", "num_features": 2, "track_running_stats": False}, ".track_running_stats", "invalid_value"),
-        ({"type": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 1, "groups": 2}, "", "invalid_value"),
-        ({"type": "Conv1d", "in_channels": 4, "out_channels": 3, "kernel_size": 1, "groups": 2}, "", "invalid_value"),
-        ({"type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "padding": "same", "stride": 2}, "", "invalid_value"),
+        (
+            {"type": "BatchNorm1d", "num_features": 2, "track_running_stats": False},
+            ".track_running_stats",
+            "invalid_value",
+        ),
+        ({**CONV, "type": "Conv2d", "in_channels": 3, "groups": 2}, "", "invalid_value"),
+        ({**CONV, "type": "Conv1d", "out_channels": 3, "groups": 2}, "", "invalid_value"),
+        ({**CONV, "type": "Conv2d", "padding": "same", "stride": 2}, "", "invalid_value"),
+        ({**CONV, "type": "Conv1d", "padding": "same", "stride": 2}, "", "invalid_value"),
         ({"type": "GroupNorm", "num_groups": 3, "num_channels": 4}, "", "invalid_value"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_layer_is_told_at_its_place_and_nowhere_else(layer: Any, place: str, code: str) -> None:
     assert problems(network({"type": "relu"}, layer)) == {f"network.layers[1]{place}": f"recipe.{code}"}
 

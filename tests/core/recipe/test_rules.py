@@ -158,10 +158,14 @@ def test_all_problems_of_a_bad_document_are_listed_at_once() -> None:
         "base": "./base",
         "network": {"kind": "sequential", "layers": [{"type": "lineer"}, {"type": "Linear", "in_features": 0}, 7]},
         "data": {"evaluation": 3},
-        "stages": [{"method": "fisher", "examples": 0}, {"method": "cogrm"}, {"method": "cogram", "tau_min": 2, "tau_max": 1}],
+        "stages": [
+            {"method": "fisher", "examples": 0},
+            {"method": "cogrm"},
+            {"method": "cogram", "tau_min": 2, "tau_max": 1},
+        ],
         "output": {"max_shard_bytes": "big"},
         "sead": 1,
-    }  # fmt: skip
+    }
     assert problems(given) == {
         "version": "recipe.invalid_value",
         "sources[0].wieght": "recipe.unknown_key",
