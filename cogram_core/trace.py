@@ -135,7 +135,7 @@ class Journal:
         """Ends the stream, writes its rows, batch by batch, as a Parquet file with ``metadata``, and removes the journal."""
         self.close()
         schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
             for batch in read_journal(self.path):
                 writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
         self.path.unlink()
@@ -147,7 +147,7 @@ def read_journal(path: Path) -> Iterator[pa.RecordBatch]:
         try:
             with pa.ipc.open_stream(file) as stream:
                 yield from stream
-        except (pa.ArrowInvalid, OSError):
+        except (pa.ArrowException, OSError):
             return
 
 
@@ -162,7 +162,8 @@ class Trace:
         """
         self._place = str(source) if isinstance(source, Path) else "trace"
         with self._readable():
-            self._file = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
+            content = pa.BufferReader(source) if isinstance(source, bytes) else source
+            self._file = pq.ParquetFile(content, page_checksum_verification=True)
             schema = self._file.schema_arrow
         metadata = _metadata(schema)
         if metadata is None or not schema.equals(SCHEMA):

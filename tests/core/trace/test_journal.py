@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cogram_core import trace
+from cogram_core.trace import Decision, Journal, Trace, read_journal
+from tests.core.trace.decisions import METADATA, decision, decisions
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from cogram_core.trace import Journal
+from tests.core.trace.decisions import decision
+journal = Journal(Path(sys.argv[1]))
+for seq in range(1024 + 100):
+    journal.append(decision(seq))
+print("written", flush=True)
+time.sleep(60)
+"""
+
+
+def rows(path: Path) -> list[int]:
+    return [row["seq"] for batch in read_journal(path) for row in batch.to_pylist()]
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(given=st.lists(decisions, max_size=5), cuts=st.sets(st.integers(0, 4)))
+def test_decisions_come_back_as_they_were(tmp_path: Path, given: list[Decision], cuts: set[int]) -> None:
+    journal = Journal(tmp_path / "journal")
+    for place, row in enumerate(given):
+        journal.append(row)
+        if place in cuts:
+            journal.flush()
+    assert list(journal.decisions()) == given
+    journal.finish(tmp_path / "trace.parquet", METADATA)
+    assert list(Trace(tmp_path / "trace.parquet").decisions()) == given
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_journal_that_is_cut_anywhere_is_read_up_to_its_last_complete_batch(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    ends = []  # how many bytes the file has once each batch of two rows is complete
+    for seq in range(6):
+        journal.append(decision(seq, payload=b"x" * seq))
+        if seq % 2:
+            journal.flush()
+            ends.append((tmp_path / "journal").stat().st_size)
+    journal.close()
+    whole = (tmp_path / "journal").read_bytes()
+    cut = tmp_path / "cut"
+    for length in range(len(whole) + 1):
+        cut.write_bytes(whole[:length])
+        complete = sum(end <= length for end in ends)
+        assert rows(cut) == list(range(2 * complete)), length
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 10**6), byte=st.integers(0, 255))
+def test_a_damaged_journal_never_gives_more_rows_than_it_had(tmp_path: Path, place: int, byte: int) -> None:
+    journal = Journal(tmp_path / "journal")
+    for seq in range(4):
+        journal.append(decision(seq))
+        journal.flush()
+    journal.close()
+    raw = bytearray((tmp_path / "journal").read_bytes())
+    raw[place % len(raw)] = byte
+    (tmp_path / "journal").write_bytes(raw)
+    assert sum(batch.num_rows for batch in read_journal(tmp_path / "journal")) <= 4
+
+
+def test_a_killed_writers_complete_batches_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "written\n"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    kept = rows(path)
+    # Batches of 512 rows, and more wherever a second went by between two rows.
+    assert len(kept) >= 1024
+    assert kept == list(range(len(kept)))
+
+
+def test_a_row_that_comes_late_sends_the_waiting_ones_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_BATCH_SECONDS", 0.05)
+    journal = Journal(tmp_path / "journal")
+    journal.append(decision(0))
+    assert rows(tmp_path / "journal") == []
+    time.sleep(0.06)
+    journal.append(decision(1))
+    assert rows(tmp_path / "journal") == [0, 1]
+    journal.close()
+
+
+def test_large_payloads_are_not_kept_waiting(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.append(decision(0, payload=bytes(2**24)))
+    assert rows(tmp_path / "journal") == []
+    journal.append(decision(1, payload=bytes(2**24)))
+    assert rows(tmp_path / "journal") == [0, 1]
+    journal.close()
+
+
+def test_closing_twice_is_safe_and_keeps_every_row(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.append(decision(0))
+    journal.close()
+    journal.close()
+    assert rows(tmp_path / "journal") == [0]
