@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cogram_core.checkpoints.atomic import atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
-from cogram_core.errors import InvalidInput, Problem, ReplayError
+from cogram_core.errors import CheckpointError, InvalidInput, Problem, ReplayError
 from cogram_core.guard import Choice, plain_average
 from cogram_core.methods import METHODS
 from cogram_core.methods.cogram.decide import mix_unit, step_unit
@@ -46,7 +45,7 @@ def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path)
     readers = [CheckpointReader.open(Path(source)) for source in sources]
     try:
         loaded = _matched(recipe, [CheckpointStore(reader) for reader in readers], expected)
-        state = rebuild(recipe, loaded, _read_decisions(record), written)
+        state = rebuild(recipe, loaded, record.decisions(), written)
         with atomic_folder(Path(output)) as folder:
             write_checkpoint(folder, recipe, loaded[0].store, output_dtypes(recipe, loaded[0].store), state)
     finally:
@@ -55,34 +54,28 @@ def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path)
     return Path(output)
 
 
-def _read_metadata(record: Trace) -> tuple[Recipe, list[dict[str, Any]], Choice]:
-    """The recipe, the sources as the run saw them, and what it wrote."""
+def _read_metadata(record: Trace) -> tuple[Recipe, list[tuple[str, str]], Choice]:
+    """The recipe, the sources' names and digests, and what was written."""
     try:
         recipe = Recipe.from_document(record.metadata["recipe"])
-        return recipe, list(record.metadata["sources"]), Choice(**record.metadata["written"])
+        sources = [(entry["name"], entry["sha256"]) for entry in record.metadata["sources"]]
+        return recipe, sources, Choice(**record.metadata["written"])
     except (KeyError, TypeError, InvalidInput) as error:
         raise _damaged(f"its metadata don't say how it was made ({error})") from error
 
 
-def _read_decisions(record: Trace) -> Iterator[Decision]:
-    try:
-        yield from record.decisions()
-    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-        raise _damaged(f"its rows can't be read: {error}") from error
-
-
 def _matched(
-    recipe: Recipe, stores: Sequence[CheckpointStore], expected: Sequence[Mapping[str, Any]]
+    recipe: Recipe, stores: Sequence[CheckpointStore], expected: Sequence[tuple[str, str]]
 ) -> list[LoadedSource]:
     if len(stores) != len(expected):
-        names = ", ".join(entry["name"] for entry in expected)
+        names = ", ".join(name for name, _ in expected)
         message = f"the trace has {len(expected)} sources ({names}), here are {len(stores)}; give them in this order"
         raise ReplayError([Problem("sources", "replay.wrong_count", message)])
     problems = []
-    for entry, store in zip(expected, stores, strict=True):
-        if (digest := store.digest()) != entry["sha256"]:
-            message = f"has sha256 {digest}, the trace was made with {entry['sha256']}; give the same checkpoint"
-            problems.append(Problem(entry["name"], "replay.other_source", message))
+    for (name, sha256), store in zip(expected, stores, strict=True):
+        if (digest := store.digest()) != sha256:
+            message = f"has sha256 {digest}, the trace was made with {sha256}; give the same checkpoint"
+            problems.append(Problem(name, "replay.other_source", message))
     if problems:
         raise ReplayError(problems)
     dtype = getattr(torch, recipe.compute_dtype)
@@ -121,7 +114,7 @@ def rebuild(
         try:
             if decision.action == "merged":
                 _apply(decision, sources, state, layers, params[decision.stage])
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        except (KeyError, IndexError, ValueError, RuntimeError, CheckpointError) as error:
             raise _damaged(f"decision {decision.seq} doesn't fit the sources: {error}") from error
     floating = {name for name, facts in sources[0].store.facts().items() if facts.floating}
     if count != written.seq or state.keys() != floating:

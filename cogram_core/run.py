@@ -182,6 +182,8 @@ class Run:
             return merged
 
         self._observer.stage_started(info)
+        if total == 0:  # no tensor will be asked for
+            self._observer.stage_finished(info)
         return Outcome(value, written, verdict_document(self._recipe.guard, written))
 
     def _stages(self) -> list[StageInfo]:

@@ -83,7 +83,8 @@ def _by_class(losses: Tensor, right: Tensor, targets: Tensor) -> tuple[ClassScor
 def calibrate(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     """The temperature T in [0.01, 100] with the least mean cross-entropy of z/T, and that loss.
 
-    The loss is convex in 1/T, hence has one valley in log T; a bounded search finds it. T = 1 is never done worse than.
+    The loss is convex in 1/T, hence has one valley in log T; a bounded search finds it, but for the bounds themselves,
+    which are tried as well. T = 1 is never done worse than.
 
     Args:
         logits: z, shape (N, C).
@@ -99,7 +100,6 @@ def calibrate(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     def loss(log_temperature: float) -> float:
         return float(cross_entropy(wide / np.exp(log_temperature), targets).mean())
 
-    result = minimize_scalar(loss, bounds=_LOG_RANGE, method="bounded", options={"xatol": 1e-6})
-    if float(result.fun) < plain:
-        return float(np.exp(result.x)), float(result.fun)
-    return 1.0, plain
+    found = minimize_scalar(loss, bounds=_LOG_RANGE, method="bounded", options={"xatol": 1e-6})
+    best, where = min((loss(place), place) for place in (float(found.x), *_LOG_RANGE))
+    return (float(np.exp(where)), best) if best < plain else (1.0, plain)
