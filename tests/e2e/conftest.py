@@ -20,8 +20,8 @@ def small_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="session")
 def long_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Fused within some ten seconds, so that there is time to disturb it."""
-    return make_inputs(tmp_path_factory.mktemp("long"), hidden=512, examples=4096)
+    """Fused within some ten seconds by ``long_recipe``, so that there is time to disturb it."""
+    return make_inputs(tmp_path_factory.mktemp("long"), hidden=256, examples=4096)
 
 
 @pytest.fixture(scope="session")

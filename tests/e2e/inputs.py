@@ -36,6 +36,10 @@ class Inputs:
         }
         return recipe | changes
 
+    def long_recipe(self) -> dict[str, Any]:
+        """One that asks about every neuron on every example."""
+        return self.recipe(stages=[{"method": "cogram", "granularity": "neuron", "prototypes": {"kind": "all"}}])
+
     def local(self, recipe: dict[str, Any]) -> dict[str, Path]:
         """Where the recipe's references lie on this machine."""
         names = ["a", "b", *recipe["data"].values()]

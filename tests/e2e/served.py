@@ -60,6 +60,7 @@ class Served:
 @contextmanager
 def serving(folder: Path, *options: str, **environment: str) -> Iterator[Served]:
     """The service over the files in ``folder``; gone, with all its parts, at the end."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.log").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "app.cli", "serve", "--data-dir", str(folder), "--port", "0", *options],
