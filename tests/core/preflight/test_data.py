@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cogram_core.errors import CheckpointError, DatasetError
+from cogram_core.preflight import DatasetFacts, read_dataset_facts
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64]
+
+
+def written(folder: Path, **tensors: Tensor) -> Path:
+    save_file(tensors, folder / "data.safetensors")
+    return folder / "data.safetensors"
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_the_facts_are_those_of_the_tensors(tmp_path: Path, dtype: torch.dtype) -> None:
+    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    targets = torch.tensor([low, 0, high], dtype=torch.int64).to(dtype)
+    path = written(tmp_path, inputs=torch.zeros(3, 2, 4), targets=targets)
+    assert read_dataset_facts(path) == DatasetFacts(3, (2, 4), low, high)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
+def test_the_range_of_the_targets_is_found_in_any_order(tmp_path: Path, values: list[int]) -> None:
+    path = written(tmp_path, inputs=torch.zeros(len(values), 1), targets=torch.tensor(values))
+    facts = read_dataset_facts(path)
+    assert (facts.target_min, facts.target_max) == (min(values), max(values))
+
+
+def test_targets_larger_than_one_piece_are_read_to_the_end(tmp_path: Path) -> None:
+    targets = torch.zeros(300_000, dtype=torch.int64)
+    targets[-1], targets[150_000] = 7, -3
+    path = written(tmp_path, inputs=torch.zeros(300_000, 1, dtype=torch.uint8), targets=targets)
+    assert read_dataset_facts(path) == DatasetFacts(300_000, (1,), -3, 7)
+
+
+def refusal(path: Path) -> dict[str, str]:
+    with pytest.raises(DatasetError) as caught:
+        read_dataset_facts(path)
+    return {problem.location: problem.code for problem in caught.value.problems}
+
+
+def test_missing_tensors_are_all_named(tmp_path: Path) -> None:
+    path = written(tmp_path, images=torch.zeros(3, 2))
+    with pytest.raises(DatasetError) as caught:
+        read_dataset_facts(path)
+    assert [problem.code for problem in caught.value.problems] == ["dataset.missing_tensor"] * 2
+    assert "'inputs'" in str(caught.value)
+    assert "'targets'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "codes"),
+    [
+        (torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64), {"": "length_mismatch"}),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), {"": "length_mismatch"}),
+        (torch.zeros(3, 2), torch.zeros(3), {": targets": "invalid_targets"}),
+        (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int64), {": targets": "invalid_targets"}),
+        (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), {": targets": "invalid_targets"}),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.int64), {": inputs": "invalid_inputs"}),
+        (torch.zeros(3, 2, dtype=torch.bool), torch.zeros(3, dtype=torch.int64), {": inputs": "invalid_inputs"}),
+        (torch.tensor(1.0), torch.tensor(1.0), {": inputs": "invalid_inputs", ": targets": "invalid_targets"}),
+    ],
+)
+def test_tensors_that_are_no_dataset_are_refused(
+    tmp_path: Path, inputs: Tensor, targets: Tensor, codes: dict[str, str]
+) -> None:
+    path = written(tmp_path, inputs=inputs, targets=targets)
+    assert refusal(path) == {f"data.safetensors{place}": f"dataset.{code}" for place, code in codes.items()}
+
+
+def test_a_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.save({"inputs": torch.zeros(2, 2)}, tmp_path / "data.pt")
+    with pytest.raises(CheckpointError) as caught:
+        read_dataset_facts(tmp_path / "data.pt")
+    assert caught.value.problems[0].code == "checkpoint.pickle"
