@@ -33,16 +33,17 @@ class ProgressBar:
         self._rolled_back = 0
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def stage_started(self, stage: StageInfo) -> None:
         """A new line."""
+        self._progress.start()  # not before: an empty bar is an empty line
         self._accepted = self._rolled_back = 0
         title = f"{stage.index + 1}/{stage.count} {stage.method}"
         self._task = self._progress.add_task(title, total=None, decisions="")

@@ -1,0 +1,141 @@
+"""The command line: every problem on a line of its own, exit codes that scripts can rely on, no tracebacks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.inputs import Inputs
+from tests.e2e.served import until
+
+
+def _start(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "app.cli", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _run(*words: object) -> tuple[int, str, str]:
+    process = _start(*words)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+def _written(inputs: Inputs, recipe: dict[str, Any], folder: Path) -> Path:
+    """The recipe as a file, with paths for references."""
+    here = inputs.local(recipe)
+    recipe["sources"] = [source | {"checkpoint": str(here[source["checkpoint"]])} for source in recipe["sources"]]
+    recipe["data"] = {key: str(here[name]) for key, name in recipe["data"].items()}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_help_lists_every_command() -> None:
+    code, out, _ = _run("--help")
+    assert code == 0
+    for command in (
+        "serve",
+        "api",
+        "worker",
+        "dispatcher",
+        "migrate",
+        "fuse",
+        "replay",
+        "inspect",
+        "validate",
+        "methods",
+    ):
+        assert command in out
+
+
+def test_every_problem_of_a_recipe_is_a_line_and_the_exit_code_is_2(small_inputs: Inputs, tmp_path: Path) -> None:
+    recipe = small_inputs.recipe(stages=[{"method": "fischer"}], sede=1)
+    path = _written(small_inputs, recipe, tmp_path)
+    for words in (("fuse", path, "-o", tmp_path / "out"), ("validate", path)):
+        code, out, err = _run(*words)
+        assert (code, out) == (2, "")
+        lines = err.splitlines()
+        assert len(lines) == 2
+        assert all(line.startswith("cogram: ") for line in lines)
+        assert any("stages[0].method" in line and "fisher" in line for line in lines)
+        assert any("sede" in line and "seed" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_on_disk_is_told_without_a_traceback(small_inputs: Inputs, tmp_path: Path) -> None:
+    recipe = small_inputs.recipe()
+    path = _written(small_inputs, recipe, tmp_path)
+    path.write_text(path.read_text().replace(str(small_inputs.path("b")), "nowhere.safetensors"))
+    for words in (
+        ("fuse", path, "-o", tmp_path / "out"),
+        ("validate", path),
+        ("validate", tmp_path / "none.yaml"),
+        ("inspect", tmp_path / "none"),
+        ("inspect", path.with_suffix(".parquet")),
+        ("replay", tmp_path / "none.parquet", "-s", small_inputs.path("a"), "-o", tmp_path / "out"),
+    ):
+        code, out, err = _run(*words)
+        assert (code, out) == (2, ""), words
+        assert err.startswith("cogram: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_exists_is_never_overwritten(small_inputs: Inputs, tmp_path: Path) -> None:
+    path = _written(small_inputs, small_inputs.recipe(), tmp_path)
+    (tmp_path / "out").mkdir()
+    code, _, err = _run("fuse", path, "-o", tmp_path / "out")
+    assert code == 1
+    assert "cogram: " in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_fusion_leaves_nothing_and_says_so(
+    long_inputs: Inputs, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = _written(long_inputs, long_inputs.long_recipe(), tmp_path)
+    process = _start("fuse", path, "-o", tmp_path / "out")
+    # Its journal shows that the run is under way; a second of it is well short of the end.
+    until(lambda: [found for found in tmp_path.iterdir() if found != path] or process.poll() is not None)
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert "stopped; nothing was written" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_good_recipe_is_validated_with_estimates(small_inputs: Inputs, tmp_path: Path) -> None:
+    code, out, _ = _run("validate", _written(small_inputs, small_inputs.recipe(), tmp_path))
+    assert code == 0
+    assert "can be run; about" in out
+
+
+def test_inspect_tells_what_a_checkpoint_and_a_trace_hold(small_inputs: Inputs, tmp_path: Path) -> None:
+    code, out, _ = _run("inspect", small_inputs.path("a"))
+    assert code == 0
+    assert json.loads(out)["network"] == "sequential"
+    path = _written(small_inputs, small_inputs.recipe(), tmp_path)
+    code, out, err = _run("fuse", path, "-o", tmp_path / "out")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n")
+    assert "rolled back" in err
+    code, out, _ = _run("inspect", tmp_path / "out" / "trace.parquet")
+    assert code == 0
+    assert json.loads(out)["kind"] == "trace"
+
+
+def test_methods_lists_the_catalogue() -> None:
+    code, out, _ = _run("methods")
+    assert code == 0
+    for method in ("linear", "fisher", "cogram"):
+        assert method in out
