@@ -129,6 +129,7 @@ def _data(recipe: Recipe, datasets: Mapping[str, DatasetFacts]) -> Iterator[tupl
 
 def _compare_data(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location: str) -> Iterator[Problem]:
     if (message := _wrong_input(layers, facts.input_shape)) is not None:
+        message += "; give data of this network, or correct the layers"
         yield Problem(f"{location}: inputs", "dataset.wrong_shape", message)
     classes = _classes(layers)
     if classes is not None:

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cogram_core
+from cogram_core.errors import FusionStopped
+from tests.core.pipeline.recording import Failing, Recording, document, entries
+
+NEURONS = [{"method": "linear"}, {"method": "cogram", "granularity": "neuron", "max_sweeps": {"layer": 1, "neuron": 1}}]
+
+
+@pytest.mark.parametrize("changes", [{}, {"stages": NEURONS}, {"stages": [{"method": "linear"}], "guard": "off"}])
+def test_a_stop_at_any_question_leaves_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    given = document(tmp_path / "inputs", **changes)
+    whole = Recording()
+    cogram_core.fuse(given, tmp_path / "whole" / "out", observer=whole)
+    assert whole.asked > 10
+    out = tmp_path / "stopped" / "out"
+    for stop_at in sorted({*range(12), *range(12, whole.asked, 1 + whole.asked // 20), whole.asked - 1}):
+        observer = Recording(stop_at)
+        with pytest.raises(FusionStopped, match="stopped"):
+            cogram_core.fuse(given, out, observer=observer)
+        # The first yes is the last question: nothing goes on after it.
+        assert observer.asked == stop_at + 1
+        assert entries(out.parent) == []
+    cogram_core.fuse(given, out, observer=Recording(whole.asked))
+    assert entries(out.parent) == ["out"]
+
+
+def test_an_observer_that_fails_at_any_call_leaves_nothing(tmp_path: Path) -> None:
+    given = document(tmp_path / "inputs")
+    out = tmp_path / "failed" / "out"
+    whole = Recording()
+    cogram_core.fuse(given, tmp_path / "whole", observer=whole)
+    count = whole.asked + len(whole.calls)
+    for fail_at in sorted({*range(0, count, 3), count - 1}):
+        with pytest.raises(KeyboardInterrupt):
+            cogram_core.fuse(given, out, observer=Failing(fail_at))
+        assert entries(out.parent) == []
+
+
+def test_a_stop_is_asked_between_all_decisions(tmp_path: Path) -> None:
+    """At most a few forward passes of work lie between two questions, so that a stop is quick."""
+    given = document(tmp_path / "inputs", stages=NEURONS)
+
+    class Counting(Recording):
+        def should_stop(self) -> bool:
+            self.calls.append(("asked",))
+            return super().should_stop()
+
+    observer = Counting()
+    cogram_core.fuse(given, tmp_path / "out", observer=observer)
+    kinds = [call[0] for call in observer.calls if call[0] in {"decision", "asked"}]
+    assert not any(one == other == "decision" for one, other in pairwise(kinds))
