@@ -1,9 +1,11 @@
-"""Runs the HTTP process: ``python -m app.api``, or ``--fd N`` with a listening socket from whoever started it."""
+"""Runs the HTTP process: ``cogram api``, or ``python -m app.api --fd N`` on a listening socket of whoever started it."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
+import sys
 
 import h11
 import uvicorn
@@ -68,17 +70,22 @@ def run_api(settings: Settings) -> None:
     """
     check_host(settings.host)
     with listen(settings.host, settings.port) as listener:
-        configure_logging()
-        make_server(settings).run(sockets=[listener])
+        _run(settings, listener)
 
 
 def main() -> None:
-    """Serves until a signal asks for the end."""
+    """Serves on a socket that is given, until a signal asks for the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="descriptor of a listening socket")
-    arguments = parser.parse_args()
+    _run(Settings(), socket.socket(fileno=parser.parse_args().fd))
+
+
+def _run(settings: Settings, listener: socket.socket) -> None:
+    # uvicorn sends itself the signal again once it has ended in good order: then, and before it runs, this is the end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     configure_logging()
-    make_server(Settings()).run(sockets=[socket.socket(fileno=arguments.fd)])
+    make_server(settings).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from app.errors import summary
 from app.fusions.errors import NotARecipe, RecipeUnreadable
 from cogram_core.errors import Problem, RecipeError
 from cogram_core.recipe import Recipe
-from cogram_core.recipe.parsing import read_text
+from cogram_core.recipe.reading import read_text
 
 _YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +33,14 @@ class Filters:
     def __bool__(self) -> bool:
         return bool(self._wanted())
 
-    def mask(self, batch: pyarrow.RecordBatch) -> Any:
-        """Which rows of the batch are wanted."""
-        import pyarrow
-        import pyarrow.compute
+    def accept(self, row: Mapping[str, Any]) -> bool:
+        """Whether the decision is wanted."""
+        return all(row[column] == value for column, value in self._wanted().items())
 
-        chosen = pyarrow.array([True] * batch.num_rows)
-        for column, value in self._wanted().items():
-            chosen = pyarrow.compute.and_(chosen, pyarrow.compute.equal(batch.column(column), value))
-        return chosen
+    def mask(self, batch: pyarrow.RecordBatch) -> list[bool]:
+        """Which rows of the batch are wanted."""
+        columns = [*self._wanted()]
+        return [self.accept(row) for row in batch.select(columns).to_pylist()]
 
     def _wanted(self) -> dict[str, str]:
         all_of = {"layer": self.layer, "kind": self.kind, "action": self.action}
@@ -87,11 +86,9 @@ def lines(path: Path, filters: Filters, start: int = 0) -> Iterator[tuple[int, s
     with _opened(path) as file:
         columns = [name for name in file.schema_arrow.names if name != _HIDDEN]
         for first, batch in _batches(file, columns, start):
-            chosen = filters.mask(batch).to_pylist()
-            rows = batch.to_pylist()
-            for place, row in enumerate(rows):
-                if chosen[place] and first + place >= start:
-                    yield first + place, json.dumps(_finite(row), ensure_ascii=False) + "\n"
+            for place, row in enumerate(batch.to_pylist(), first):
+                if place >= start and filters.accept(row):
+                    yield place, json.dumps(_finite(row), ensure_ascii=False) + "\n"
 
 
 def pieces(path: Path, filters: Filters, start: int) -> Iterator[str]:
@@ -123,7 +120,7 @@ def filtered_copy(path: Path, filters: Filters) -> IO[bytes]:
     try:
         with _opened(path) as file, pyarrow.parquet.ParquetWriter(copy, file.schema_arrow, compression="zstd") as out:
             for _, batch in _batches(file, file.schema_arrow.names, 0):
-                out.write_batch(batch.filter(filters.mask(batch)))
+                out.write_batch(batch.filter(pyarrow.array(filters.mask(batch))))
     except BaseException:
         copy.close()
         raise

@@ -110,6 +110,11 @@ class BlobStore:
         path.replace(target)
         _sync_folder(target.parent)
 
+    def sweep_incoming(self) -> None:
+        """Removes what killed processes left half-written; only while no process writes here."""
+        for leftover in self.incoming.iterdir():
+            leftover.unlink()
+
     def free_bytes(self) -> int:
         """What the disk has left."""
         return shutil.disk_usage(self.root).free

@@ -52,6 +52,16 @@ def test_a_blob_that_can_not_be_placed_leaves_nothing(store: BlobStore) -> None:
     assert list(store.incoming.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_swept_and_blobs_stay(store: BlobStore) -> None:
+    kept, left = store.writer(), store.writer()
+    kept.write(b"hello")
+    left.write(b"hel")
+    path = store.path(kept.publish().digest)
+    store.sweep_incoming()
+    assert _files(store) == [path]
+    left.discard()
+
+
 def test_the_same_content_twice_is_one_blob(store: BlobStore, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"hello" * 500_000)

@@ -39,7 +39,7 @@ def test_a_refusal_carries_everything_that_the_service_said(client: Client) -> N
     assert problem.request_id.startswith("req_")
     assert problem.errors
     assert problem.errors[0]["message"] in str(problem)
-    with pytest.raises(ServiceProblem, match="fusion.not_found"):
+    with pytest.raises(ServiceProblem, match=r"fusion\.not_found"):
         next(client.follow("fus_0"))
 
 

@@ -92,10 +92,11 @@ def test_what_is_missing_on_disk_is_told_without_a_traceback(small_inputs: Input
 def test_a_folder_that_exists_is_never_overwritten(small_inputs: Inputs, tmp_path: Path) -> None:
     path = _written(small_inputs, small_inputs.recipe(), tmp_path)
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
     code, _, err = _run("fuse", path, "-o", tmp_path / "out")
     assert code == 1
     assert "cogram: " in err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [found.name for found in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

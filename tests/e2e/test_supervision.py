@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.client import Client
+from app.client import Client, Unreachable
 from app.listening import listen
 from tests.e2e.inputs import Inputs
 from tests.e2e.served import Served, gone, serving, until
@@ -55,7 +56,7 @@ def test_a_service_stopped_in_mid_fusion_ends_in_seconds_and_finishes_the_job_af
     with serving(data_dir) as served, served.client() as client:
         fusion_id = _begin(client, long_inputs)
         family = served.family()
-        assert len(family) >= 6  # itself, broker, API, dispatcher, worker and its child
+        assert len(family) >= 6  # itself, broker, API, dispatcher, worker, and its child with the job
         asked = time.monotonic()
         assert served.stop() == 0
         assert time.monotonic() - asked < 15
@@ -65,13 +66,66 @@ def test_a_service_stopped_in_mid_fusion_ends_in_seconds_and_finishes_the_job_af
         assert remote_sha256(client, fusion_id) == undisturbed
 
 
-def test_nothing_outlives_a_service_killed_in_mid_fusion(data_dir: Path, long_inputs: Inputs) -> None:
+def test_nothing_outlives_a_service_killed_in_mid_fusion_and_mid_upload(data_dir: Path, long_inputs: Inputs) -> None:
+    incoming = data_dir / "blobs" / "incoming"
     with serving(data_dir) as served, served.client() as client:
         _begin(client, long_inputs)
-        family = served.family()
-        served.process.kill()
-        served.process.wait(10)
-        assert gone(family)
+        with socket.create_connection(("127.0.0.1", int(served.address.rsplit(":", 1)[1]))) as upload:
+            head = b"PUT /v1/datasets/x/files/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
+            upload.sendall(head + b"x" * 2_000_000)
+            until(lambda: list(incoming.iterdir()))
+            family = served.family()
+            served.process.kill()
+            served.process.wait(10)
+            assert gone(family)
+    with serving(data_dir):
+        assert list(incoming.iterdir()) == []
+
+
+def test_real_servers_take_the_place_of_the_embedded_parts(
+    data_dir: Path, small_inputs: Inputs, postgresql_url: str, broker_url: str
+) -> None:
+    with serving(data_dir, DATABASE_URL=postgresql_url, BROKER_URL=broker_url) as served, served.client() as client:
+        upload(client, small_inputs)
+        fusion_id = client.submit(small_inputs.recipe())["id"]
+        assert client.wait(fusion_id, 60)["state"] == "succeeded"
+        assert "valkey-server" not in {process.name() for process in served.family()}
+        assert not (served.folder / "broker").exists()
+        assert not list(served.folder.glob("*.sqlite3"))
+
+
+def test_the_parts_started_one_by_one_do_the_same_as_serve(
+    data_dir: Path, small_inputs: Inputs, postgresql_url: str, broker_url: str, tmp_path: Path
+) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = str(listener.getsockname()[1])
+    environment = os.environ | {
+        "DATABASE_URL": postgresql_url,
+        "BROKER_URL": broker_url,
+        "COGRAM_DATA_DIR": str(data_dir),
+    }
+    parts = []
+    with (tmp_path / "parts.log").open("w") as log:
+
+        def cogram(*words: str) -> subprocess.Popen[bytes]:
+            return subprocess.Popen([sys.executable, "-m", "app.cli", *words], env=environment, stdout=log, stderr=log)
+
+        try:
+            assert cogram("migrate").wait(30) == 0
+            for words in (("api", "--port", port), ("dispatcher",), ("worker", "--queues", "fusion.cpu,io")):
+                parts.append(cogram(*words))
+            with Client(f"http://127.0.0.1:{port}") as client:
+                until(lambda: _answers(client))
+                upload(client, small_inputs)
+                recipe = small_inputs.recipe()
+                fusion_id = client.submit(recipe)["id"]
+                assert client.wait(fusion_id, 60)["state"] == "succeeded"
+                assert remote_sha256(client, fusion_id) == local_sha256(small_inputs, recipe, tmp_path / "local")
+        finally:
+            for part in parts:
+                part.terminate()
+            codes = [part.wait(30) for part in parts]
+    assert codes == [0, 0, 0]
 
 
 def test_an_interrupt_is_a_normal_end(data_dir: Path) -> None:
@@ -137,6 +191,14 @@ def test_the_broker_listens_on_a_private_socket_only(data_dir: Path) -> None:
         assert list((served.folder / "broker").glob("appendonlydir/*"))
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(served.folder / "broker" / "valkey.sock"))
+
+
+def _answers(client: Client) -> bool:
+    try:
+        client.validate({})
+    except Unreachable:
+        return False
+    return True
 
 
 def _broker(served: Served) -> psutil.Process:
