@@ -12,8 +12,8 @@ from cogram_core import fuse, fuse_modules
 from cogram_core.errors import RecipeError
 from cogram_core.pipeline import FusedModule
 from cogram_core.trace import Decision
-from tests.core.factories import mlp, points, recipe_document, specialists
-from tests.core.promises.judging import criterion
+from tests.core.factories import mlp, points, read_output, recipe_document, specialists
+from tests.core.promises.judging import criterion, rounded
 
 COGRAM = {"method": "cogram", "granularity": "neuron", "prototypes": {"per_class": 3}}
 
@@ -65,6 +65,22 @@ def test_every_candidate_is_heard_in_order_and_scored_as_it_would_be_written(nam
     written = criterion(name, modules[0], result.module.state_dict(), holdout)
     last = candidates[-1]["holdout"]
     assert written == pytest.approx(-last["accuracy"] if name == "accuracy" else last[name], abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_candidates_are_scored_after_the_rounding_of_the_output(tmp_path: Path, dtype: str) -> None:
+    modules, holdout = specialists(2), points(91, 40)
+    document = recipe_document(
+        tmp_path / "in", modules, ["fisher"], evaluation=points(90, 40), holdout=holdout, output={"dtype": dtype}
+    )
+    candidates = fuse(document, tmp_path / "out").verdict["candidates"]
+    for module, candidate in zip(modules, candidates, strict=False):
+        exact = criterion("loss", module, module.state_dict(), holdout)
+        expected = criterion("loss", module, rounded(module.state_dict(), getattr(torch, dtype)), holdout)
+        assert abs(expected - exact) > 1e-6
+        assert candidate["holdout"]["loss"] == pytest.approx(expected, abs=1e-8)
+    written = criterion("loss", modules[0], read_output(tmp_path / "out"), holdout)
+    assert written in [pytest.approx(candidate["holdout"]["loss"], abs=1e-8) for candidate in candidates]
 
 
 def test_the_best_candidate_is_written_and_on_ties_the_later_one() -> None:
