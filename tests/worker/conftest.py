@@ -23,13 +23,16 @@ LEASE_SECONDS = 2.0
 LONG: dict[str, Any] = {"width": 256, "sweeps": 4}
 
 
+ENDLESS: dict[str, Any] = {"width": 512, "sweeps": 1000}
+
+
 @contextmanager
-def rig_on(database_url: str, broker_url: str, folder: Path) -> Iterator[Rig]:
+def rig_on(database_url: str, broker_url: str, folder: Path, lease_seconds: float = LEASE_SECONDS) -> Iterator[Rig]:
     settings = Settings(
         data_dir=folder / "data",
         database_url=database_url,
         broker_url=broker_url,
-        lease_seconds=LEASE_SECONDS,
+        lease_seconds=lease_seconds,
         heartbeat_seconds=0.5,
         republish_seconds=1.0,
     )

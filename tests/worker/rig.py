@@ -22,7 +22,7 @@ from app.store.blobs import BlobStore, record_blob
 from app.store.database import Database
 from app.store.ids import FusionId, new_checkpoint_id, new_dataset_id
 from app.store.models import Checkpoint, CheckpointFile, Dataset, Fusion
-from app.store.states import FINAL
+from app.store.states import FINAL, FusionState
 from cogram_core.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -64,15 +64,22 @@ class Rig:
             assert fusion is not None
             return fusion
 
-    def wait(self, fusion_id: str, done: Callable[[Fusion], bool], seconds: float = PATIENCE) -> Fusion:
+    def until(self, done: Callable[[], bool], seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
-        while not done(fusion := self.row(fusion_id)):
-            assert time.monotonic() < end, f"{fusion_id} is {fusion.state}, attempt {fusion.attempt}\n{self.log()}"
+        while not done():
+            assert time.monotonic() < end, self.log()
             time.sleep(0.02)
-        return fusion
+
+    def wait(self, fusion_id: str, done: Callable[[Fusion], bool], seconds: float = PATIENCE) -> Fusion:
+        self.until(lambda: done(self.row(fusion_id)), seconds)
+        return self.row(fusion_id)
 
     def ended(self, fusion_id: str, seconds: float = PATIENCE) -> Fusion:
         return self.wait(fusion_id, lambda fusion: fusion.state in FINAL, seconds)
+
+    def succeeds(self, recipe: Mapping[str, Any]) -> None:
+        fusion = self.ended(self.submit(recipe))
+        assert (fusion.state, fusion.attempt) == (FusionState.SUCCEEDED, 1), fusion.error
 
     def deciding(self, fusion_id: str, attempt: int = 1) -> Fusion:
         """Waits until the attempt is in the middle of its last stage."""
