@@ -85,7 +85,9 @@ def _writable(output: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"{output}: can't be written ({error.strerror}); check that its parent may be written and has room"
+        message = (
+            f"{output}: can't be written ({error.strerror or error}); check that its parent may be written and has room"
+        )
         raise OutputError(message) from error
 
 

@@ -62,7 +62,7 @@ def preflight(
         if layers is not None:
             for location, facts in _data(recipe, datasets):
                 problems += _compare_data(layers, facts, location)
-    return Preflight(tuple(_limited(problems)), layers, _estimates(recipe, first.header, datasets))
+    return Preflight(tuple(_limited(problems)), layers, _estimates(recipe, first.header, datasets, layers))
 
 
 def _limited(problems: list[Problem]) -> Iterator[Problem]:
@@ -165,18 +165,29 @@ def _classes(layers: tuple[AnyLayer, ...]) -> int | None:
     return None
 
 
-def _estimates(recipe: Recipe, header: CheckpointHeader, datasets: Mapping[str, DatasetFacts]) -> Estimates:
+def _estimates(
+    recipe: Recipe,
+    header: CheckpointHeader,
+    datasets: Mapping[str, DatasetFacts],
+    layers: tuple[AnyLayer, ...] | None,
+) -> Estimates:
     """The network once in the compute dtype, float64 statistics of each source, the data; the output and the trace."""
     element = 8 if recipe.compute_dtype == "float64" else 4
     methods = {stage.method for stage in recipe.stages}
     statistics = 8 * (len(recipe.sources) + 2) if "fisher" in methods else 16
+    # One example's gradients for every class, and their squares beside them.
+    gradients = 2 * element * (_classes(layers or ()) or 1) * header.parameters if "fisher" in methods else 0
     used = {reference.value for reference in recipe.references() if reference.kind == "dataset"}
     data = sum(datasets[value].examples * math.prod(datasets[value].input_shape) for value in used) * element
     largest = max((spec.elements for spec in header.tensors.values()), default=0)
     payload = 2 * (len(recipe.sources) - 1) * header.parameters if "fisher" in methods else 0
     out = header.nbytes if recipe.output.dtype == "source" else header.parameters * _itemsize(recipe.output.dtype)
     return Estimates(
-        memory_bytes=_FIXED_MEMORY + header.parameters * (2 * element + statistics) + 2 * data + 24 * largest,
+        memory_bytes=_FIXED_MEMORY
+        + header.parameters * (2 * element + statistics)
+        + gradients
+        + 2 * data
+        + 24 * largest,
         disk_bytes=_FIXED_DISK + out + 2 * payload,
     )
 

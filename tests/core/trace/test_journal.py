@@ -55,12 +55,11 @@ def test_a_journal_that_is_cut_anywhere_is_read_up_to_its_last_complete_batch(tm
             journal.flush()
             ends.append((tmp_path / "journal").stat().st_size)
     journal.close()
-    whole = (tmp_path / "journal").read_bytes()
-    cut = tmp_path / "cut"
-    for length in range(len(whole) + 1):
-        cut.write_bytes(whole[:length])
+    path = tmp_path / "journal"
+    for length in range(path.stat().st_size, -1, -1):
+        os.truncate(path, length)
         complete = sum(end <= length for end in ends)
-        assert rows(cut) == list(range(2 * complete)), length
+        assert sum(batch.num_rows for batch in read_journal(path)) == 2 * complete, length
 
 
 def test_a_tail_of_zeros_ends_the_journal_where_it_begins(tmp_path: Path) -> None:
