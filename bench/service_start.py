@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ def main() -> int:
         command = [sys.executable, "-m", "app.api", "--fd", str(listener.fileno())]
         api = subprocess.Popen(
             command,
-            env={"COGRAM_DATA_DIR": folder},
+            env=os.environ | {"COGRAM_DATA_DIR": folder},
             pass_fds=[listener.fileno()],
             stderr=subprocess.DEVNULL,
         )
