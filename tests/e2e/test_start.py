@@ -11,15 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_api_is_ready_within_two_seconds_and_below_150_megabytes() -> None:
-    # The figure is the process's own; on a machine that others use as well, the best of a few tries shows it.
-    told = []
-    for _ in range(5):
-        command = [sys.executable, "bench/service_start.py"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        told.append(done.stdout + done.stderr)
-        if done.returncode == 0:
-            return
-    raise AssertionError("".join(told))
+    command = [sys.executable, "bench/service_start.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
