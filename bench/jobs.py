@@ -51,8 +51,10 @@ def _upload(client: Client, folder: Path) -> None:
         network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
         save_file(network.state_dict(), folder / f"{name}.safetensors")
         client.upload_checkpoint(name, folder / f"{name}.safetensors")
-    save_file({"inputs": torch.randn(1000, 64), "targets": torch.arange(1000) % 10}, folder / "data.safetensors")
-    client.upload_dataset("data", folder / "data.safetensors")
+    for name in ("evaluation", "holdout"):
+        data = {"inputs": torch.randn(1000, 64), "targets": torch.arange(1000) % 10}
+        save_file(data, folder / f"{name}.safetensors")
+        client.upload_dataset(name, folder / f"{name}.safetensors")
 
 
 def _recipe(stages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def _trivial(client: Client) -> float:
 def _running(client: Client) -> Iterator[str]:
     """A job in the middle of its neuron sweeps; cancelled at the end of the block."""
     stages = [{"method": "linear"}, {"method": "cogram", "granularity": "neuron", "prototypes": {"kind": "all"}}]
-    data = {"evaluation": "data", "holdout": "data"}
+    data = {"evaluation": "evaluation", "holdout": "holdout"}
     fusion_id = client.submit(_recipe(stages, data=data))["id"]
     for event in client.follow(fusion_id):
         if event.type == "decisions" and event.data["method"] == "cogram":

@@ -26,10 +26,10 @@ from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
-from cogram_core.preflight import CheckpointSummary, needs_network, preflight, read_dataset_facts, summarise_checkpoint
+from cogram_core.preflight import NETWORK_FILE, needs_network, preflight_files
 from cogram_core.recipe import Recipe, SequentialNetwork
 from cogram_core.recipe.layers import AnyLayer, LayerSpec
-from cogram_core.run import Inputs, Outcome, Run, compute_dtype
+from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
 from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike
 from cogram_core.trace import Trace
 
@@ -54,7 +54,7 @@ def fuse(
 
     Args:
         recipe: a recipe, a parsed document, or the path of a YAML or JSON file.
-        output: the folder to write; it appears complete by one rename, and must not exist before.
+        output: the folder to write; it appears complete by one rename, and must not exist before, or be empty.
         inputs: local paths by reference, for recipes whose references are names and not paths.
         observer: hears of the progress and may stop the run.
 
@@ -68,12 +68,12 @@ def fuse(
         folder = stack.enter_context(atomic_folder(Path(output)))
         stack.enter_context(_writable(output))
         paths = _paths(parsed, inputs or {})
-        layers = _preflight(parsed, paths)
+        layers = preflight_files(parsed, paths).layers
         resolved = _resolve(parsed, layers)
         loaded = _load(resolved, paths, layers, stack)
         run = Run(resolved, loaded, folder, observer or SilentObserver())
         stack.callback(run.close)
-        stack.enter_context(repeatable(resolve_threads(resolved.threads)))
+        stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         outcome = run.carry_out()
         report = _write(folder, resolved, loaded, outcome, run, paths[resolved.sources[0].checkpoint])
     return Fusion(Path(output), outcome.verdict, report)
@@ -103,8 +103,12 @@ def fuse_modules(
     *,
     stages: Sequence[Mapping[str, Any] | str],
     data: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    guard: str | Mapping[str, Any] | None = None,
+    compute_dtype: str = "float32",
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | str = "auto",
     observer: Observer | None = None,
-    **options: Any,
 ) -> FusedModule:
     """Fuses networks in memory; the same stages, guard and results as ``fuse``.
 
@@ -112,8 +116,8 @@ def fuse_modules(
         modules: two or more torch modules of one architecture that give class scores (N, C) for inputs (N, ...).
         stages: methods by name, or mappings with ``method`` and its parameters.
         data: ``evaluation`` and ``holdout``, each a pair of inputs (N, ...) and integer targets (N,).
+        guard: as in a recipe, and so are ``compute_dtype``, ``seed``, ``device`` and ``threads``.
         observer: hears of the progress and may stop the run.
-        options: further keys of a recipe: ``guard``, ``seed``, ``compute_dtype``, ``threads``, ``device``.
 
     Returns:
         A copy of the first module with the fused tensors, in evaluation mode, and the trace.
@@ -124,7 +128,11 @@ def fuse_modules(
     """
     recipe = Recipe.from_document(
         {
-            **options,
+            "guard": guard,
+            "compute_dtype": compute_dtype,
+            "seed": seed,
+            "device": device,
+            "threads": threads,
             "sources": [{"name": f"module-{i}", "checkpoint": f"memory:{i}"} for i in range(len(modules))],
             "data": {name: f"memory:{name}" for name in data or {}},
             "stages": [{"method": stage} if isinstance(stage, str) else dict(stage) for stage in stages],
@@ -136,7 +144,7 @@ def fuse_modules(
         inputs = _load_modules(resolved, modules, data or {})
         run = Run(resolved, inputs, folder, observer or SilentObserver())
         stack.callback(run.close)
-        stack.enter_context(repeatable(resolve_threads(resolved.threads)))
+        stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         outcome = run.carry_out()
         fused = copy.deepcopy(modules[0]).eval()
         with torch.no_grad():
@@ -148,7 +156,7 @@ def fuse_modules(
 
 
 def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[str, tuple[Tensor, Tensor]]) -> Inputs:
-    device, dtype = torch.device(recipe.device), compute_dtype(recipe)
+    device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
     sources = [
         LoadedSource(source.name, source.weight, MemoryStore(source.name, module.state_dict()), dtype, device)
         for source, module in zip(recipe.sources, modules, strict=True)
@@ -183,31 +191,6 @@ def _paths(recipe: Recipe, inputs: Mapping[str, Path]) -> dict[str, Path]:
     return {ref.value: Path(inputs.get(ref.value, ref.value)) for ref in recipe.references()}
 
 
-def _preflight(recipe: Recipe, paths: Mapping[str, Path]) -> tuple[AnyLayer, ...] | None:
-    """Looks at every header; all problems of all inputs in one error."""
-    problems: list[Problem] = []
-    checkpoints: dict[str, CheckpointSummary] = {}
-    datasets = {}
-    for reference in recipe.references():
-        path = paths[reference.value]
-        try:
-            if reference.kind == "checkpoint":
-                checkpoints[reference.value] = summarise_checkpoint(path)
-            else:
-                datasets[reference.value] = read_dataset_facts(path)
-        except InvalidInput as error:
-            problems += [Problem(f"{reference.location}: {p.location}", p.code, p.message) for p in error.problems]
-        except OSError as error:
-            message = f"{path} can't be read ({error.strerror}); check the path and its permissions"
-            problems.append(Problem(reference.location, f"{reference.kind}.unreadable", message))
-    if problems:
-        raise InvalidInput(problems)
-    found = preflight(recipe, checkpoints, datasets)
-    if found.problems:
-        raise InvalidInput(found.problems)
-    return found.layers
-
-
 def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
     """The recipe with everything that was left open decided: device, threads, layers."""
     network = recipe.network if layers is None else SequentialNetwork(kind="sequential", layers=layers)
@@ -221,7 +204,7 @@ def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
 
 
 def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...] | None, stack: ExitStack) -> Inputs:
-    device, dtype = torch.device(recipe.device), compute_dtype(recipe)
+    device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
 
     places = {
         reference.location: partial(read_dataset, paths[reference.value], dtype, reference.location)
@@ -267,6 +250,10 @@ def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: 
     store = inputs.sources[0].store
     carry_over(first, folder)
     write_checkpoint(folder, recipe, store, output_dtypes(recipe, store), outcome.value)
+    if isinstance(recipe.network, SequentialNetwork):
+        # What was run, so that the output can be a source again without another word on its network.
+        network = recipe.network.model_dump_json(indent=2, exclude_defaults=True)
+        (folder / NETWORK_FILE).write_text(network + "\n", encoding="utf-8")
     report = run.finish(outcome)
     # Escaped, for PyYAML writes some line breaks of Unicode so that they aren't read as they were.
     document = yaml.safe_dump(recipe.to_document(), sort_keys=False)

@@ -194,7 +194,7 @@ class Run:
         return parse_params(METHODS[info.method], self._recipe.stages[info.index].parameters)
 
 
-def compute_dtype(recipe: Recipe) -> torch.dtype:
+def recipe_dtype(recipe: Recipe) -> torch.dtype:
     """The dtype a recipe computes in."""
     dtype: torch.dtype = getattr(torch, recipe.compute_dtype)
     return dtype

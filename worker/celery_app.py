@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery, signals
-from kombu.entity import Queue
+from kombu.entity import Exchange, Queue
 from kombu.utils.objects import cached_property
 
+from app.logs import configure_logging
 from app.settings import Settings
 from worker import recovery
-from worker.logs import configure_logs
 from worker.preload import preload
 
 RUN_FUSION = "fusions.run"
@@ -36,7 +36,7 @@ class CogramCelery(Celery):  # type: ignore[misc]  # Celery has no types
 app = CogramCelery("cogram", broker=Settings().resolved_broker_url)
 app.conf.update(
     imports=("worker.tasks",),
-    task_queues=[Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
+    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
     task_default_queue="fusion.cpu",
     task_create_missing_queues=False,
     task_acks_late=True,
@@ -70,7 +70,13 @@ app.conf.update(
     result_backend_transport_options={"visibility_timeout": _VISIBILITY_SECONDS},
 )
 
-signals.setup_logging.connect(configure_logs, weak=False)
+
+def _configure_logs(**_signal: Any) -> None:
+    """Replaces Celery's own logs."""
+    configure_logging()
+
+
+signals.setup_logging.connect(_configure_logs, weak=False)
 signals.worker_init.connect(preload, weak=False)
 signals.task_failure.connect(recovery.on_task_failure, weak=False)
 signals.worker_shutting_down.connect(recovery.on_shutting_down, weak=False)

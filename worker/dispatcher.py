@@ -21,11 +21,11 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.logs import configure_logging
 from app.settings import Settings
 from app.store import outbox
 from app.store.database import Database
 from worker.celery_app import RUN_FUSION, app
-from worker.logs import configure_logs
 from worker.reaper import reap
 
 log = structlog.get_logger("worker.dispatcher")
@@ -136,7 +136,7 @@ class _Duty:
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT, which end it wherever it is: a crash would be safe at any moment, too."""
-    configure_logs()
+    configure_logging()
     settings = Settings()
     stop = Event()
 

@@ -7,9 +7,7 @@ from typing import Any
 
 _MODULES = (
     "cogram_core.pipeline",  # and torch with it
-    # torch loads these two when deterministic algorithms are first asked for, and when a module first leaves the meta
-    # device: two seconds in every child.
-    "torch._inductor",
+    # torch loads this when a module first leaves the meta device: half a second in every child.
     "torch.fx.experimental.symbolic_shapes",
 )
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from app.cli.interrupts import Interrupts
+from app.cli.tables import candidates_table
 
 
 def fuse(
@@ -30,15 +30,7 @@ def fuse(
 
 def _show(verdict: dict[str, Any], output: Path) -> None:
     console = Console(stderr=True)
-    candidates = verdict.get("candidates") or []
-    if candidates:
-        columns = [key for key, value in candidates[0].items() if isinstance(value, str | int | float | bool)]
-        table = Table(*columns)
-        for candidate in candidates:
-            table.add_row(*(_short(candidate.get(column)) for column in columns))
-        console.print(table)
+    if verdict["candidates"]:
+        console.print(candidates_table(verdict))
+    console.print(verdict["summary"])
     typer.echo(str(output))
-
-
-def _short(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

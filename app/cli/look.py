@@ -5,40 +5,54 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cogram_core.errors import InvalidInput, Problem
-from cogram_core.preflight import CheckpointSummary, DatasetFacts, preflight, read_dataset_facts, summarise_checkpoint
-from cogram_core.recipe import Recipe, Reference
+from app.cli.tables import candidates_table, layers_table
+from cogram_core.preflight import preflight_files
+from cogram_core.recipe import Recipe
 
 
-def inspect(path: Annotated[Path, typer.Argument(help="A checkpoint (folder or file), or a trace.parquet.")]) -> None:
-    """Say what a checkpoint or a trace holds, as JSON."""
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint (folder or file), or a trace.parquet.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Say what a checkpoint or a trace holds."""
     import cogram_core
 
-    typer.echo(json.dumps(cogram_core.inspect(path), indent=2))
+    found = cogram_core.inspect(path)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    elif found["kind"] == "trace":
+        _show_trace(found)
+    else:
+        _show_checkpoint(found)
+
+
+def _show_trace(found: dict[str, Any]) -> None:
+    console = Console()
+    console.print(layers_table(found["layers"], [source["name"] for source in found["sources"]]))
+    console.print(candidates_table(found["verdict"]))
+    console.print(found["verdict"]["summary"])
+
+
+def _show_checkpoint(found: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("tensor", "dtype", "shape")
+    for tensor in found["tensors"]:
+        table.add_row(tensor["name"], tensor["dtype"], str(tensor["shape"]))
+    console.print(table)
+    console.print(f"{found['parameters']:,} parameters, {found['bytes']:,} bytes in {', '.join(found['files'])}")
+    console.print(f"network: {found['network'] or found['network_obstacle']}")
 
 
 def validate(recipe: Annotated[Path, typer.Argument(help="The recipe, YAML or JSON.")]) -> None:
     """Check a recipe and the headers of everything it names; lists all problems."""
     parsed = Recipe.load(recipe)
-    checkpoints: dict[str, CheckpointSummary] = {}
-    datasets: dict[str, DatasetFacts] = {}
-    problems: list[Problem] = []
-    for reference in parsed.references():
-        try:
-            _read(reference, checkpoints, datasets)
-        except InvalidInput as error:
-            problems += [Problem(f"{reference.location}: {p.location}", p.code, p.message) for p in error.problems]
-    if problems:
-        raise InvalidInput(problems)
-    result = preflight(parsed, checkpoints, datasets)
-    if result.problems:
-        raise InvalidInput(result.problems)
+    result = preflight_files(parsed, {reference.value: Path(reference.value) for reference in parsed.references()})
     memory, disk = result.estimates.memory_bytes, result.estimates.disk_bytes
     typer.echo(f"{recipe} can be run; about {memory / 2**20:.0f} MiB of memory and {disk / 2**20:.0f} MiB of disk")
 
@@ -51,10 +65,3 @@ def methods() -> None:
         parameters = ", ".join(entry["parameters"].get("properties", {}))
         table.add_row(entry["name"], entry["kind"], entry.get("summary", ""), parameters)
     Console().print(table)
-
-
-def _read(reference: Reference, checkpoints: dict[str, CheckpointSummary], datasets: dict[str, DatasetFacts]) -> None:
-    if reference.kind == "checkpoint" and reference.value not in checkpoints:
-        checkpoints[reference.value] = summarise_checkpoint(Path(reference.value))
-    elif reference.kind == "dataset" and reference.value not in datasets:
-        datasets[reference.value] = read_dataset_facts(Path(reference.value))

@@ -2,15 +2,18 @@
 
 from cogram_core.preflight.checks import Estimates, Preflight, needs_network, preflight
 from cogram_core.preflight.data import DatasetFacts, read_dataset_facts
-from cogram_core.preflight.summaries import CheckpointSummary, summarise_checkpoint
+from cogram_core.preflight.files import preflight_files
+from cogram_core.preflight.summaries import NETWORK_FILE, CheckpointSummary, summarise_checkpoint
 
 __all__ = [
+    "NETWORK_FILE",
     "CheckpointSummary",
     "DatasetFacts",
     "Estimates",
     "Preflight",
     "needs_network",
     "preflight",
+    "preflight_files",
     "read_dataset_facts",
     "summarise_checkpoint",
 ]

@@ -54,7 +54,7 @@ def preflight(
         datasets: facts by reference.
     """
     first = checkpoints[recipe.sources[0].checkpoint]
-    problems = list(_compare_sources(recipe, checkpoints))
+    problems = [*_compare_sources(recipe, checkpoints), *_same_data(recipe)]
     layers: tuple[AnyLayer, ...] | None = None
     if needs_network(recipe):
         layers, found = _network(recipe, first)
@@ -98,6 +98,13 @@ def _compare_headers(
         elif one.dtype != other.dtype:
             message = f"is {other.dtype}, in {first.name} it is {one.dtype}; convert one of the two"
             yield Problem(place, "sources.dtype_mismatch", message)
+
+
+def _same_data(recipe: Recipe) -> Iterator[Problem]:
+    """A holdout set that decisions have seen would make every verdict a compliment."""
+    if recipe.data.holdout is not None and recipe.data.holdout == recipe.data.evaluation:
+        message = "is the evaluation data, on which decisions are taken; name examples that nothing else sees"
+        yield Problem("data.holdout", "recipe.same_data", message)
 
 
 def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[AnyLayer, ...] | None, list[Problem]]:

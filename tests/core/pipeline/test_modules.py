@@ -72,7 +72,7 @@ def test_problems_of_all_datasets_are_told_together() -> None:
 def test_unknown_data_stages_and_options_are_told_by_name() -> None:
     assert refusal([mlp(0), mlp(1)], data={"evaluatoin": points(0)}) == {"data.evaluatoin": "recipe.unknown_key"}
     assert refusal([mlp(0), mlp(1)], stages=["liner"]) == {"stages[0].method": "recipe.unknown_method"}
-    assert refusal([mlp(0), mlp(1)], sead=3) == {"sead": "recipe.unknown_key"}
+    assert refusal([mlp(0), mlp(1)], stages=["linear"], device="gpu").keys() == {"device"}
 
 
 def test_the_given_modules_are_left_as_they_were() -> None:

@@ -154,7 +154,7 @@ def test_the_sources_own_data_is_used_instead_of_the_evaluation_data(tmp_path: P
         source["data"] = given["data"]["holdout"]
     own = cogram_core.fuse(given | {"guard": "report"}, tmp_path / "own")
     plain = cogram_core.fuse(
-        given | {"guard": "report", "data": {**given["data"], "evaluation": given["data"]["holdout"]}},
+        given | {"guard": "off", "data": {"evaluation": given["data"]["holdout"]}},
         tmp_path / "plain",
     )
     assert checkpoint_bytes(own.output) == checkpoint_bytes(plain.output)
@@ -183,3 +183,15 @@ def test_a_module_in_memory_and_its_checkpoint_fuse_to_the_same_numbers(tmp_path
     out = cogram_core.fuse({"sources": sources, "method": "linear"}, tmp_path / "out").output
     expected = read_output(out)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fused.module.state_dict().items())
+
+
+def test_the_output_says_how_its_network_runs_and_can_be_a_source_again(tmp_path: Path) -> None:
+    given = document(tmp_path / "inputs")
+    described = json.loads((tmp_path / "inputs" / "source-0" / "network.json").read_text())
+    (tmp_path / "inputs" / "source-0" / "network.json").write_text(
+        '{"kind": "sequential", "layers": [{"type": "relu"}]}'
+    )
+    first = cogram_core.fuse(given | {"network": described}, tmp_path / "first").output
+    (tmp_path / "inputs" / "source-0" / "network.json").write_text((first / "network.json").read_text())
+    again = cogram_core.fuse(given, tmp_path / "again").output
+    assert checkpoint_bytes(again) == checkpoint_bytes(first)

@@ -149,3 +149,9 @@ def test_a_network_is_needed_where_data_or_the_guard_takes_part() -> None:
         Recipe.from_document({"sources": sources, "method": "linear", "data": data, "guard": "off"})
     )
     assert needs_network(Recipe.from_document({"sources": sources, "method": "cogram", "data": data, "guard": "off"}))
+
+
+def test_a_holdout_set_that_decisions_see_is_refused(tmp_path: Path) -> None:
+    summaries = {name: saved(tmp_path, name) for name in ("a", "b")}
+    result = check(summaries, data={"evaluation": "eval", "holdout": "eval"})
+    assert found(result) == {"data.holdout": "recipe.same_data"}
