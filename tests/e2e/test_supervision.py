@@ -136,14 +136,17 @@ def test_an_interrupt_is_a_normal_end(data_dir: Path) -> None:
 
 
 def test_parts_that_die_are_started_again(data_dir: Path, small_inputs: Inputs) -> None:
-    with serving(data_dir) as served, served.client() as client:
-        upload(client, small_inputs)
+    with serving(data_dir) as served:
+        with served.client() as client:
+            upload(client, small_inputs)
         for words in (("app.api",), ("worker.dispatcher",), ("--queues",), ()):
             part = served.part(*words) if words else _broker(served)
             part.kill()
+            part.wait(10)  # what is on its way to a process that is about to die may be reset
         # The address holds: a caller waits for the new API and gets its answer.
-        fusion_id = client.submit(small_inputs.recipe())["id"]
-        assert client.wait(fusion_id, 60)["state"] == "succeeded"
+        with served.client() as client:
+            fusion_id = client.submit(small_inputs.recipe())["id"]
+            assert client.wait(fusion_id, 60)["state"] == "succeeded"
 
 
 def test_one_folder_belongs_to_one_service(data_dir: Path) -> None:
