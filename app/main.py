@@ -19,6 +19,7 @@ from app.fusions.bell import Bell
 from app.fusions.endpoints import RECIPE_SCHEMAS
 from app.fusions.endpoints import router as fusions
 from app.fusions.events import router as events
+from app.fusions.trace_process import TraceReaders
 from app.fusions.traces import router as traces
 from app.request_scope import RequestScope
 from app.settings import Settings
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.context = Context(
         chosen, database, BlobStore(chosen.blob_dir), Bell(database, poll_seconds=chosen.poll_seconds)
     )
+    app.state.trace_readers = TraceReaders()
     v1 = APIRouter(prefix="/v1")
     for router in (uploads, checkpoints, datasets, fusions, events, traces, artifacts, methods.router, health.router):
         v1.include_router(router)

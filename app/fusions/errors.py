@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from app.errors import BadRequest, Conflict, NotFound, RangeNotSatisfiable, Unprocessable, UnsupportedMedia
+from typing import Self
+
+from app.errors import (
+    ApiError,
+    BadRequest,
+    Conflict,
+    NotFound,
+    RangeNotSatisfiable,
+    Unavailable,
+    Unprocessable,
+    UnsupportedMedia,
+)
+from app.request_scope import current_request_id
 
 
 class FusionNotFound(NotFound):
@@ -57,3 +69,23 @@ class RangeOutside(RangeNotSatisfiable):
     """The range begins behind the end of the file."""
 
     code, title = "artifact.range", "Range not satisfiable"
+
+
+class TracesBusy(Unavailable):
+    """Too many traces are being read at once."""
+
+    code, title = "trace.busy", "Too many traces at once"
+
+
+class TraceUnreadable(ApiError):
+    """The process that reads a trace did not come to its end."""
+
+    code, title = "trace.unreadable", "Trace not readable"
+
+    @classmethod
+    def with_code(cls, code: int) -> Self:
+        """For the exit code of the reader; negative: the signal that ended it."""
+        return cls(
+            f"The process that reads the trace ended with code {code}. Ask again; if that doesn't help, the log tells why "
+            f"under request id {current_request_id()}, and the trace is there as an artifact, too."
+        )

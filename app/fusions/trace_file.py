@@ -1,6 +1,6 @@
 """Reads a trace.parquet row group by row group, so that memory doesn't grow with the trace.
 
-pyarrow is loaded with the first trace that someone asks for, not with the process.
+For the process that reads traces (``trace_reader``): pyarrow is loaded with the first call, and would make the API large.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from app.fusions.trace_query import Filters
 
 if TYPE_CHECKING:
     import pyarrow
@@ -20,31 +22,6 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 1000
 _HIDDEN = "payload"  # packed shares of single weights: for replay, not for readers
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Which decisions are wanted; None takes all."""
-
-    layer: str | None = None
-    kind: str | None = None
-    action: str | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self._wanted())
-
-    def accept(self, row: Mapping[str, Any]) -> bool:
-        """Whether the decision is wanted."""
-        return all(row[column] == value for column, value in self._wanted().items())
-
-    def mask(self, batch: pyarrow.RecordBatch) -> list[bool]:
-        """Which rows of the batch are wanted."""
-        columns = [*self._wanted()]
-        return [self.accept(row) for row in batch.select(columns).to_pylist()]
-
-    def _wanted(self) -> dict[str, str]:
-        all_of = {"layer": self.layer, "kind": self.kind, "action": self.action}
-        return {column: value for column, value in all_of.items() if value is not None}
 
 
 @dataclass
@@ -64,7 +41,7 @@ class LayerTally:
         self.visits += 1
         self.rolled_back += row["action"] == "rolled_back"
         self.skipped += row["action"] == "skipped"
-        if row["action"] not in {"merged", "refined"}:
+        if row["action"] != "merged":
             return
         self.accepted += 1
         gained = (row["loss_before"] or 0.0) - (row["loss_after"] or 0.0)
@@ -75,10 +52,16 @@ class LayerTally:
             self.share_sums = self.share_sums or [0.0] * len(row["shares"])
             self.share_sums = [total + share for total, share in zip(self.share_sums, row["shares"], strict=True)]
 
-    @property
-    def mean_shares(self) -> list[float]:
-        """Of each source, over the accepted decisions that mixed; empty where none did."""
-        return [total / self.shared for total in self.share_sums] if self.shared else []
+    def counts(self) -> dict[str, Any]:
+        """Plain data; the mean shares of each source over the accepted decisions that mixed, none where none did."""
+        return {
+            "visits": self.visits,
+            "accepted": self.accepted,
+            "rolled_back": self.rolled_back,
+            "skipped": self.skipped,
+            "loss_gained": self.loss_gained,
+            "mean_shares": [total / self.shared for total in self.share_sums],
+        }
 
 
 def lines(path: Path, filters: Filters, start: int = 0) -> Iterator[tuple[int, str]]:
@@ -120,7 +103,7 @@ def filtered_copy(path: Path, filters: Filters) -> IO[bytes]:
     try:
         with _opened(path) as file, pyarrow.parquet.ParquetWriter(copy, file.schema_arrow, compression="zstd") as out:
             for _, batch in _batches(file, file.schema_arrow.names, 0):
-                out.write_batch(batch.filter(pyarrow.array(filters.mask(batch))))
+                out.write_batch(batch.filter(pyarrow.array(_mask(batch, filters))))
     except BaseException:
         copy.close()
         raise
@@ -160,6 +143,11 @@ def _batches(
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
             yield first, batch
             first += batch.num_rows
+
+
+def _mask(batch: pyarrow.RecordBatch, filters: Filters) -> list[bool]:
+    """Which rows of the batch are wanted."""
+    return [filters.accept(row) for row in batch.select([*filters.wanted]).to_pylist()]
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from app.context import Context, Ctx
 from app.errors import declared
-from app.fusions import service, trace_file
+from app.fusions import service
 from app.fusions.downloads import blob_response
 from app.fusions.schemas import LayerSummary, SourceShare, TraceSummary
-from app.fusions.trace_file import Filters, LayerTally
+from app.fusions.trace_process import ReadingResponse, TraceReaders
+from app.fusions.trace_query import Filters, TraceQuery
 from app.paging import PageToken, decode_number, encode_token
-from app.store.blobs import CHUNK
 from app.store.models import Artifact
 
+
+def _readers(request: Request) -> TraceReaders:
+    found = request.app.state.trace_readers
+    assert isinstance(found, TraceReaders)
+    return found
+
+
+Readers = Annotated[TraceReaders, Depends(_readers)]
 router = APIRouter(prefix="/fusions", tags=["trace"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Decisions in order", "content": {NDJSON: {}, PARQUET: {}}},
-    **declared(404, 409),
+    **declared(404, 409, 503),
 }
 
 
 @router.get("/{fusion_id}/trace", responses=_ANSWERS, response_class=Response)
-def get_trace(
+async def get_trace(
     fusion_id: str,
     request: Request,
     ctx: Ctx,
+    readers: Readers,
     layer: Annotated[str | None, Query(max_length=512)] = None,
     kind: Annotated[Literal["tensor", "layer", "neuron", "weight"] | None, Query(description="granularity")] = None,
     action: Annotated[Literal["merged", "refined", "rolled_back", "skipped"] | None, Query()] = None,
@@ -46,28 +55,33 @@ def get_trace(
     Accept: application/vnd.apache.parquet gives one Parquet file instead of lines of JSON.
     """
     filters = Filters(layer, kind, action)
-    file, path = _trace_of(ctx, fusion_id)
+    file, path = await run_in_threadpool(_trace_of, ctx, fusion_id)
     if PARQUET in request.headers.get("Accept", ""):
         if not filters:
             return blob_response(request, path, file.path, file.digest, file.size)
-        copy = trace_file.filtered_copy(path, filters)
-        return StreamingResponse(_drained(copy), media_type=PARQUET)
-    start = decode_number(page_token)
-    if limit is None:
-        return StreamingResponse(trace_file.pieces(path, filters, start), media_type=NDJSON)
-    text, following = trace_file.page(path, filters, start, limit)
-    headers = {} if following is None else {"Link": f'<{_next_link(request, following)}>; rel="next"'}
-    return Response(text, headers=headers, media_type=NDJSON)
+        return await _stream(request, readers, TraceQuery(str(path), "parquet", filters), PARQUET)
+    query = TraceQuery(str(path), "lines", filters, decode_number(page_token), limit)
+    return await _stream(request, readers, query, NDJSON)
 
 
-@router.get("/{fusion_id}/trace/summary", responses=declared(404, 409))
-def get_trace_summary(fusion_id: str, ctx: Ctx) -> TraceSummary:
+@router.get("/{fusion_id}/trace/summary", responses=declared(404, 409, 503))
+async def get_trace_summary(fusion_id: str, request: Request, ctx: Ctx, readers: Readers) -> TraceSummary:
     """What happened to each layer: visits, accepted, rolled back, shares of the sources, loss gained."""
-    _, path = _trace_of(ctx, fusion_id)
-    with ctx.database.reading() as session:
-        recipe = service.get(session, fusion_id).recipe
-    names = [source["name"] for source in recipe["sources"]]
-    return TraceSummary(layers=[_layer(name, found, names) for name, found in trace_file.tally(path).items()])
+    _, path = await run_in_threadpool(_trace_of, ctx, fusion_id)
+    names = await run_in_threadpool(_source_names, ctx, fusion_id)
+    reading = await readers.read(TraceQuery(str(path), "summary"), request)
+    try:
+        layers = json.loads(await reading.whole())
+    finally:
+        readers.end(reading)
+    return TraceSummary(layers=[_layer(found, names) for found in layers])
+
+
+async def _stream(request: Request, readers: TraceReaders, query: TraceQuery, media_type: str) -> Response:
+    reading = await readers.read(query, request)
+    following = reading.following
+    headers = {} if following is None else {"Link": f'<{_next_link(request, following)}>; rel="next"'}
+    return ReadingResponse(readers, reading, media_type, headers)
 
 
 def _trace_of(ctx: Context, fusion_id: str) -> tuple[Artifact, Path]:
@@ -76,25 +90,17 @@ def _trace_of(ctx: Context, fusion_id: str) -> tuple[Artifact, Path]:
     return file, ctx.blobs.path(file.digest)
 
 
-def _layer(layer: str, found: LayerTally, names: list[str]) -> LayerSummary:
-    shares = zip(names, found.mean_shares, strict=False)  # none where no decision mixed
-    return LayerSummary(
-        layer=layer,
-        visits=found.visits,
-        accepted=found.accepted,
-        rolled_back=found.rolled_back,
-        skipped=found.skipped,
-        shares=[SourceShare(source=name, mean_share=share) for name, share in shares],
-        loss_gained=found.loss_gained,
-    )
+def _source_names(ctx: Context, fusion_id: str) -> list[str]:
+    with ctx.database.reading() as session:
+        return [source["name"] for source in service.get(session, fusion_id).recipe["sources"]]
+
+
+def _layer(found: dict[str, Any], names: list[str]) -> LayerSummary:
+    means = found.pop("mean_shares")  # none where no decision mixed
+    shares = [SourceShare(source=name, mean_share=share) for name, share in zip(names, means, strict=False)]
+    return LayerSummary(**found, shares=shares)
 
 
 def _next_link(request: Request, row: int) -> str:
     kept = [(key, value) for key, value in request.query_params.multi_items() if key != "page_token"]
     return f"{request.url.path}?{urlencode([*kept, ('page_token', encode_token(row))])}"
-
-
-async def _drained(copy: IO[bytes]) -> AsyncIterator[bytes]:
-    with copy:
-        while piece := await run_in_threadpool(copy.read, CHUNK):
-            yield piece

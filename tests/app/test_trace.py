@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from app.fusions import trace_file as reading
-from app.fusions.trace_file import Filters
+from app.fusions.trace_query import Filters
 from tests.app.factories import Service, sha256, trace_file, trace_rows
 
 PARQUET = "application/vnd.apache.parquet"
@@ -78,14 +78,14 @@ def test_parquet_is_the_artifact_itself_or_a_filtered_copy(service: Service, url
 
 def test_the_summary_counts_each_layer(service: Service, url: str) -> None:
     rows = [row for row in trace_rows(ROWS) if row["layer"] == "fc2"]
-    accepted = [row for row in rows if row["action"] in {"merged", "refined"}]
+    accepted = [row for row in rows if row["action"] == "merged"]
     layers = service.http.get(f"{url}/summary").json()["layers"]
     assert [layer["layer"] for layer in layers] == ["fc1", "fc2"]
     assert layers[1] == {
         "layer": "fc2",
         "visits": len(rows),
         "accepted": len(accepted),
-        "rolled_back": len(rows) - len(accepted),
+        "rolled_back": sum(row["action"] == "rolled_back" for row in rows),
         "skipped": 0,
         "shares": [{"source": "a", "mean_share": 0.25}, {"source": "b", "mean_share": 0.75}],
         "loss_gained": pytest.approx(0.5 * len(accepted)),

@@ -1,0 +1,130 @@
+"""Traces are read by processes of their own: the API stays small, and nothing of them outlives its request."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.listening import listen
+from app.main import create_app
+from app.settings import Settings
+from app.store.migrate import migrate
+from tests.app.conftest import small
+from tests.app.factories import Service, trace_file, trace_rows
+
+PARQUET = {"Accept": "application/vnd.apache.parquet"}
+MEGABYTE = 2**20
+
+
+@contextmanager
+def _process(settings: Settings) -> Iterator[tuple[Service, psutil.Process]]:
+    """The API as a process, and its memory to look at."""
+    migrate(settings.resolved_database_url)
+    environment = os.environ | {
+        "COGRAM_DATA_DIR": str(settings.data_dir),
+        "DATABASE_URL": settings.resolved_database_url,
+        "BROKER_URL": str(settings.broker_url),
+        "COGRAM_MIN_FREE_BYTES": "0",
+    }
+    with listen("127.0.0.1", 0) as listener:
+        command = [sys.executable, "-m", "app.api", "--fd", str(listener.fileno())]
+        process = subprocess.Popen(command, env=environment, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL)
+        context = create_app(settings).state.context
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as http:
+                yield Service(http, context), psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait(20)
+            context.database.close()
+
+
+@pytest.fixture
+def alone(tmp_path: Path, broker_server: str) -> Iterator[tuple[Service, psutil.Process]]:
+    """An API process on SQLite."""
+    with _process(small(tmp_path, f"sqlite:///{tmp_path}/cogram.sqlite3", broker_server)) as started:
+        yield started
+
+
+def _traced(service: Service, rows: int, group_rows: int = 1000) -> str:
+    fusion_id = service.fusion()
+    service.succeed(fusion_id, {"trace.parquet": trace_file(trace_rows(rows), group_rows)})
+    return f"/v1/fusions/{fusion_id}/trace"
+
+
+def _until(ask: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not ask():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_api_stays_below_150_megabytes_whatever_traces_it_serves(alone: tuple[Service, psutil.Process]) -> None:
+    service, process = alone
+    url = _traced(service, 20_000)
+    assert service.http.get(f"{url}/summary").json()["layers"][0]["visits"] == 10_000
+    assert len(service.http.get(url).text.splitlines()) == 20_000
+    assert len(service.http.get(url, params={"limit": 10_000}).text.splitlines()) == 10_000
+    assert service.http.get(url, params={"action": "merged"}, headers=PARQUET).content.endswith(b"PAR1")
+    with ThreadPoolExecutor(6) as threads:
+        several = list(threads.map(lambda _: service.http.get(url).text.count("\n"), range(6)))
+    assert several == [20_000] * 6
+    assert process.memory_info().rss < 150 * MEGABYTE
+    _until(lambda: not process.children())
+
+
+def test_a_client_that_goes_away_takes_the_reader_with_it(alone: tuple[Service, psutil.Process]) -> None:
+    service, process = alone
+    url = _traced(service, 60_000)
+    with service.http.stream("GET", url) as answer:
+        next(answer.iter_bytes())
+        assert len(process.children()) == 1
+    _until(lambda: not process.children())
+    with service.connect(url + "?layer=fc1"):
+        _until(lambda: len(process.children()) == 1)  # before it has written anything
+    _until(lambda: not process.children())
+
+
+def test_two_readers_at_most_run_at_once_and_the_others_wait(alone: tuple[Service, psutil.Process]) -> None:
+    service, process = alone
+    url = _traced(service, 3_000)
+    most = 0
+    with ThreadPoolExecutor(5) as threads:
+        answers = [threads.submit(service.http.get, f"{url}/summary") for _ in range(5)]
+        while not all(answer.done() for answer in answers):
+            most = max(most, len(process.children()))
+            time.sleep(0.005)
+    assert [answer.result().status_code for answer in answers] == [200] * 5
+    assert 1 <= most <= 2
+
+
+def test_a_trace_that_can_not_be_read_is_a_problem_and_leaves_no_reader(sqlite_service: Service) -> None:
+    fusion_id = sqlite_service.fusion()
+    sqlite_service.succeed(fusion_id, {"trace.parquet": trace_file(trace_rows(5))[:-20]})
+    url = f"/v1/fusions/{fusion_id}/trace"
+    for rest in ("", "?limit=3", "/summary"):
+        answer = sqlite_service.http.get(url + rest)
+        assert (answer.status_code, answer.json()["code"]) == (500, "trace.unreadable"), rest
+        assert answer.json()["request_id"] in answer.json()["detail"]
+    answer = sqlite_service.http.get(url, params={"layer": "fc1"}, headers=PARQUET)
+    assert (answer.status_code, answer.json()["code"]) == (500, "trace.unreadable")
+
+
+def test_a_trace_that_breaks_off_is_no_whole_answer(sqlite_service: Service) -> None:
+    fusion_id = sqlite_service.fusion()
+    content = bytearray(trace_file(trace_rows(4_000), group_rows=2_000))
+    middle = len(content) // 2
+    content[middle : middle + 4_000] = b"\xff" * 4_000  # within the second group, or nothing else would come first
+    sqlite_service.succeed(fusion_id, {"trace.parquet": bytes(content)})
+    with pytest.raises(httpx.RemoteProtocolError):
+        sqlite_service.http.get(f"/v1/fusions/{fusion_id}/trace")
