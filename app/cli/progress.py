@@ -54,7 +54,7 @@ class ProgressBar:
 
     def decision(self, decision: Decision) -> None:
         """Counts."""
-        self._accepted += decision.action in {"merged", "refined"}
+        self._accepted += decision.action == "merged"
         self._rolled_back += decision.action == "rolled_back"
         self._update(decisions=f"{self._accepted} accepted, {self._rolled_back} rolled back")
 
