@@ -27,3 +27,9 @@ class FilesChanged(Conflict):
     """A file was replaced while the checkpoint was being made."""
 
     code, title = "checkpoint.files_changed", "Files changed meanwhile"
+
+
+class PathsConflict(Unprocessable):
+    """A file's path is another file's folder."""
+
+    code, title = "checkpoint.paths_conflict", "A file and a folder at once"

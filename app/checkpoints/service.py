@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sqlalchemy.orm import Session
 
 from app.checkpoints import repository
-from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesChanged, FilesMissing
+from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesChanged, FilesMissing, PathsConflict
 from app.checkpoints.schemas import CheckpointIn
 from app.store.blobs import BlobStore
 from app.store.ids import new_checkpoint_id
@@ -34,6 +34,7 @@ def gather(session: Session, wanted: CheckpointIn) -> Candidate:
 
     Raises:
         FilesMissing: listing every file that is not there.
+        PathsConflict: when a path is a file and a folder at once, which no worker could lay out.
     """
     uploaded = {file.path: file for file in uploads.of_name(session, "checkpoint", wanted.name)}
     paths = sorted(set(wanted.files)) if wanted.files is not None else sorted(uploaded)
@@ -47,7 +48,23 @@ def gather(session: Session, wanted: CheckpointIn) -> Candidate:
     ]
     if missing:
         raise FilesMissing(f"{len(missing)} of the files were not uploaded.", errors=missing)
+    _check_folders(paths)
     return Candidate(wanted.name, tuple(uploaded[path] for path in paths))
+
+
+def _check_folders(paths: Sequence[str]) -> None:
+    folders = {str(folder): path for path in paths for folder in PurePosixPath(path).parents}
+    both = [
+        Problem(
+            "files",
+            PathsConflict.code,
+            f"{path!r} is a file and a folder at once, as there is {folders[path]!r}; list the ones you want in files",
+        )
+        for path in paths
+        if path in folders
+    ]
+    if both:
+        raise PathsConflict(str(both[0]), errors=both)
 
 
 def examine(candidate: Candidate, blobs: BlobStore) -> CheckpointSummary:

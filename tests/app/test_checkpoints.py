@@ -84,6 +84,19 @@ def test_files_that_were_not_uploaded_are_all_listed(service: Service) -> None:
     assert service.http.post("/v1/checkpoints", json={"name": "other"}).json()["code"] == "checkpoint.files_missing"
 
 
+def test_a_path_that_is_a_file_and_a_folder_at_once_is_refused(service: Service) -> None:
+    for path in ("model.safetensors", "config.json", "config.json/deep/x", "configs/x"):
+        service.upload("checkpoints", "net", path, chain() if path == "model.safetensors" else b"{}")
+    answer = service.http.post("/v1/checkpoints", json={"name": "net"})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (422, "checkpoint.paths_conflict")
+    assert [error["location"] for error in problem["errors"]] == ["files"]
+    for words in ("'config.json' is a file and a folder at once", "'config.json/deep/x'", "list the ones you want"):
+        assert words in problem["errors"][0]["message"]
+    wanted = {"name": "net", "files": ["model.safetensors", "config.json"]}
+    assert service.http.post("/v1/checkpoints", json=wanted).status_code == 201
+
+
 def test_uploads_are_used_up_by_the_checkpoint_made_of_them(service: Service) -> None:
     service.checkpoint("net")
     assert service.http.post("/v1/checkpoints", json={"name": "net"}).status_code == 422
