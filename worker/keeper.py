@@ -81,6 +81,8 @@ class Keeper:
                 self._step()
             except SQLAlchemyError as error:
                 log.warning("database out of reach", error=str(error))
+            except Exception:  # a thread that ended here would leave the attempt without heartbeat and cancel
+                log.exception("the lease is kept on after an error")
             if time.monotonic() > self.deadline:
                 self.stop = Stop.LOST
 
@@ -90,8 +92,6 @@ class Keeper:
             with self._database.transaction() as session:
                 jobs.heartbeat(session, self._claim, self._lease)
             self._renewed = now
-        if now > self._written + _WRITE_SECONDS:
-            self.write_events()
         with self._database.reading() as session:
             standing = jobs.standing(session, self._claim)
         if standing is None:
@@ -100,3 +100,5 @@ class Keeper:
             self.stop = Stop.CANCELLED
         elif self._stopping():
             self.stop = Stop.SHUTDOWN
+        if now > self._written + _WRITE_SECONDS:  # last: events that can't be written keep nobody from cancelling
+            self.write_events()
