@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from sqlalchemy.orm import Session
@@ -12,6 +13,8 @@ from app.store.blobs import BlobStore
 from app.store.models import Checkpoint, Dataset
 from cogram_core.errors import InvalidInput, Problem
 from cogram_core.recipe import Reference
+
+_MOST_TRIES = 100
 
 
 class Workspace:
@@ -24,7 +27,15 @@ class Workspace:
         self.output = self.path / "output"
 
     def create(self) -> None:
-        """Makes the folder, empty."""
+        """Makes the folder, empty. An earlier attempt's worker may remove the fusion's, empty, at the same moment."""
+        for _ in range(_MOST_TRIES):
+            with suppress(FileExistsError):  # not exist_ok, which looks again and fails if it is gone by then
+                self._fusion_dir.mkdir(parents=True)
+            try:
+                self.path.mkdir()
+            except FileNotFoundError:
+                continue
+            return
         self.path.mkdir(parents=True)
 
     def remove(self) -> None:
@@ -58,9 +69,10 @@ class Workspace:
 
 def attempts(fusion_dir: Path) -> list[tuple[int, Path]]:
     """The attempts that have a folder below a fusion's."""
-    if not fusion_dir.is_dir():
+    try:
+        return [(int(path.name), path) for path in fusion_dir.iterdir() if path.name.isdecimal()]
+    except (FileNotFoundError, NotADirectoryError):  # its worker may have removed it just now
         return []
-    return [(int(path.name), path) for path in fusion_dir.iterdir() if path.name.isdecimal()]
 
 
 def remove_if_empty(folder: Path) -> None:
