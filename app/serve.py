@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from threading import Event
 from types import FrameType
 
 from app.broker import ping
@@ -78,11 +77,11 @@ class _Supervisor:
             Child(Program("worker", (python, "-m", "worker", "--queues", _QUEUES), environment)),
         ]
 
-    def run(self, stop: Event, on_ready: Callable[[str], None]) -> None:
+    def run(self, stop: _Stop, on_ready: Callable[[str], None]) -> None:
         """Starts all, tells when they are ready, keeps them running until ``stop``, ends them."""
         try:
             self._start(stop)
-            if not stop.is_set():
+            if not stop.asked:
                 on_ready(self._address())
             while not stop.wait(_LOOK_SECONDS):
                 for child in self._all():
@@ -91,11 +90,11 @@ class _Supervisor:
             stop_together([self._api, *self._others], _GRACE_SECONDS)
             stop_together(self._broker_children, _BROKER_GRACE_SECONDS)
 
-    def _start(self, stop: Event) -> None:
+    def _start(self, stop: _Stop) -> None:
         for child in self._broker_children:
             child.start()
         self._wait(stop, self._broker_children, lambda: _answers(lambda: ping(self._broker_url)))
-        if stop.is_set():
+        if stop.asked:
             return
         BlobStore(self._settings.blob_dir).sweep_incoming()  # the folder's lock is ours, so nobody writes
         migrate(self._settings.resolved_database_url)
@@ -104,7 +103,7 @@ class _Supervisor:
         for child in self._others:
             child.start()
 
-    def _wait(self, stop: Event, started: list[Child], is_ready: Callable[[], bool]) -> None:
+    def _wait(self, stop: _Stop, started: list[Child], is_ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not is_ready() and not stop.wait(_LOOK_SECONDS / 4):
             for child in started:
@@ -154,12 +153,25 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+class _Stop:
+    """Set by a signal. No lock: the handler runs in the thread that waits, and would wait for itself."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it was set, at the latest after ``seconds``."""
+        if not self.asked:
+            time.sleep(seconds)
+        return self.asked
+
+
 @contextmanager
-def _stop_signals() -> Iterator[Event]:
-    stop = Event()
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
+        stop.asked = True
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Event
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from celery import Celery
@@ -103,10 +102,11 @@ class Rounds:
         ]
         self._outages = (SQLAlchemyError, OperationalError, *celery.connection_for_write().connection_errors)
 
-    def run(self, stop: Event) -> None:
-        """Until ``stop``."""
-        while not stop.wait(max(0.0, min(duty.due for duty in self._duties) - time.monotonic())):
+    def run(self) -> NoReturn:
+        """Until the process ends."""
+        while True:
             self.attend_due()
+            time.sleep(max(0.0, min(duty.due for duty in self._duties) - time.monotonic()))
 
     def attend_due(self) -> None:
         """Each duty whose time has come; at first, all of them."""
@@ -120,6 +120,9 @@ class Rounds:
         except self._outages as error:
             duty.failures += 1
             log.warning("out of reach", error=f"{type(error).__name__}: {error}", failures=duty.failures)
+        except Exception:  # one duty's mistake must not end the others
+            duty.failures += 1
+            log.exception("duty failed", failures=duty.failures)
         else:
             duty.failures = 0
         backoff = min(0.2 * 2**duty.failures, _MOST_BACKOFF_SECONDS) if duty.failures else 0.0
@@ -138,16 +141,14 @@ def main() -> None:
     """Runs until SIGTERM or SIGINT, which end it wherever it is: a crash would be safe at any moment, too."""
     configure_logging()
     settings = Settings()
-    stop = Event()
 
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
+    def end(_signal: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     database = Database(settings.resolved_database_url)
-    Rounds(database, app, settings).run(stop)
+    Rounds(database, app, settings).run()
 
 
 if __name__ == "__main__":

@@ -124,6 +124,18 @@ def test_a_broker_that_is_down_does_not_keep_the_reaper_from_its_work(rig: Rig, 
     assert rig.row(fusion_id).state == "queued"
 
 
+def test_a_duty_that_fails_in_an_unforeseen_way_ends_nothing(rig: Rig, celery: Celery) -> None:
+    endless = rig.settings.work_dir / "fus_endless"
+    endless.parent.mkdir(parents=True)
+    endless.symlink_to(endless.name)  # no folder can be listed behind it
+    rounds = Rounds(rig.database, celery, rig.settings)
+    rounds.attend_due()
+    fusion_id = _submit(rig)
+    time.sleep(rig.settings.poll_seconds)
+    rounds.attend_due()
+    assert _queue(rig) == [fusion_id]
+
+
 def test_the_dispatcher_process_publishes_and_stops_within_a_second(rig: Rig) -> None:
     process = rig.dispatcher()
     fusion_id = _submit(rig)
