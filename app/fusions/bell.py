@@ -7,6 +7,7 @@ follower that waits holds no thread and no connection of its own.
 from __future__ import annotations
 
 import asyncio
+import time
 
 import structlog
 from sqlalchemy import func, select
@@ -17,6 +18,10 @@ from app.store.database import Database
 from app.store.models import Event
 
 _log = structlog.get_logger(__name__)
+
+# PostgreSQL gives ids before transactions commit: an event may appear below the newest id that was seen, and only a
+# look at its own fusion finds it. So the bell rings this often even where nothing seems to be new.
+_SILENCE_SECONDS = 1.0
 
 
 class Bell:
@@ -29,6 +34,7 @@ class Bell:
         self.listeners = 0
         self._task: asyncio.Task[None] | None = None
         self._newest_seen: int | None = None
+        self._rang = 0.0
         self.rings = 0
         self.closed = False
 
@@ -58,6 +64,7 @@ class Bell:
 
     def _ring(self) -> None:
         self.rings += 1
+        self._rang = time.monotonic()
         self._next_ring.set()
         self._next_ring = asyncio.Event()
 
@@ -69,7 +76,8 @@ class Bell:
                 _log.exception("bell.database_failed")
                 self._ring()  # the followers ask for themselves, and tell
                 return
-            if newest != self._newest_seen:  # true on the first look, too: nobody watched until now
+            silent = time.monotonic() - self._rang
+            if newest != self._newest_seen or silent > _SILENCE_SECONDS:  # on the first look, too
                 self._newest_seen = newest
                 self._ring()
             await asyncio.sleep(self._poll_seconds)

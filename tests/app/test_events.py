@@ -14,7 +14,7 @@ from app.client import Client, Event, parse_events
 from app.settings import Settings
 from app.store import jobs
 from app.store.events import EventType
-from tests.app.conftest import running
+from tests.app.conftest import running, small
 from tests.app.factories import Service
 
 
@@ -69,6 +69,26 @@ def test_a_follower_who_has_seen_the_end_is_let_go(service: Service) -> None:
     last = _read_all(service.http, fusion_id)[-1]
     assert last.type == "cancelled"
     assert _read_all(service.http, fusion_id, last=last.id) == []
+
+
+def test_an_event_whose_id_is_below_one_already_seen_still_wakes_its_follower(
+    postgresql_url: str, broker_server: str, tmp_path: Path
+) -> None:
+    """PostgreSQL gives ids before transactions commit, so the newest id says nothing about what came last."""
+    settings = small(tmp_path, postgresql_url, broker_server).model_copy(update={"heartbeat_comment_seconds": 30.0})
+    with running(settings) as service:
+        slow, fast = service.fusion(), service.fusion()
+        follower = service.connect(f"/v1/fusions/{slow}/events")
+        slow_claim, fast_claim = service.claim(slow), service.claim(fast)
+        _receive_until(follower, b"event: started")
+        with service.context.database.transaction() as session:
+            assert jobs.report(session, slow_claim, {"done": 1}, [(EventType.PROGRESS, {"done": 1, "total": 3})])
+            _progress(service, fast_claim, 1)
+            time.sleep(0.3)  # the bell has seen the greater id
+        began = time.monotonic()
+        _receive_until(follower, b"event: progress")
+        assert time.monotonic() - began < 5
+        follower.close()
 
 
 def test_a_silent_stream_says_that_it_lives(service: Service) -> None:
