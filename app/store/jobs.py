@@ -64,7 +64,11 @@ def claim(session: Session, fusion_id: str, worker: str, lease_seconds: float, m
 
     A job that was lost too often is left to the reaper, which fails it.
     """
+    before = _locked(session, fusion_id)
+    if before is None:
+        return None
     now = database_now(session)
+    ended = (before.attempt, _silent(before)) if before.state is FusionState.RUNNING else None
     lost = and_(Fusion.state == FusionState.RUNNING, Fusion.lease_until < now, Fusion.losses + 1 < max_attempts)
     row = _move(
         session,
@@ -81,6 +85,9 @@ def claim(session: Session, fusion_id: str, worker: str, lease_seconds: float, m
     if row is None:
         return None
     outbox.drop(session, fusion_id)
+    if ended is not None:
+        attempt, seen = ended
+        append(session, fusion_id, attempt, EventType.REQUEUED, {"seen": seen})
     append(session, fusion_id, row.attempt, EventType.STARTED, {"worker": worker})
     return Claim(FusionId(fusion_id), row.attempt, worker, row.recipe)
 
@@ -94,6 +101,11 @@ def heartbeat(session: Session, held: Claim, lease_seconds: float) -> bool:
 def standing(session: Session, held: Claim) -> FusionState | None:
     """``RUNNING`` or ``CANCELLING``; None if the job is no longer this worker's."""
     return session.scalars(select(Fusion.state).where(*_fence(held))).one_or_none()
+
+
+def settle(session: Session, held: Claim, recipe: dict[str, Any]) -> bool:
+    """Writes down what the first attempt chose where the recipe left it open; False if the lease is lost."""
+    return _touch(session, held, recipe=recipe)
 
 
 def report(
@@ -179,9 +191,12 @@ def requeue_expired(session: Session, max_attempts: int, limit: int = 100) -> li
     )
     lost = session.scalars(expired).all()
     for fusion in lost:
-        seen = f"worker {fusion.worker} fell silent: killed, out of memory or cut off"
-        _lose(session, fusion, seen, max_attempts)
+        _lose(session, fusion, _silent(fusion), max_attempts)
     return [FusionId(fusion.id) for fusion in lost]
+
+
+def _silent(fusion: Fusion) -> str:
+    return f"worker {fusion.worker} fell silent: killed, out of memory or cut off"
 
 
 def _lose(session: Session, fusion: Fusion, seen: str, max_attempts: int) -> None:

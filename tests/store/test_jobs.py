@@ -145,6 +145,19 @@ def test_a_job_lost_too_often_fails_and_tells_what_was_seen_each_time(database: 
     assert claimed(database, fusion_id) is None
 
 
+def test_an_attempt_that_another_worker_took_over_is_told_of_when_the_last_one_is_lost(database: Database) -> None:
+    first = running(database, "host:1", EXPIRED)
+    second = claimed(database, first.fusion_id, "host:2", EXPIRED, attempts=2)
+    assert second is not None
+    assert _events(database, first.fusion_id) == ["queued", "started", "requeued", "started"]
+    with database.transaction() as session:
+        jobs.requeue_expired(session, 2)
+    error = row(database, first.fusion_id).error
+    assert error is not None
+    assert [problem["location"] for problem in error["errors"]] == ["attempt 1", "attempt 2"]
+    assert [f"host:{number + 1}" in error["errors"][number]["message"] for number in range(2)] == [True, True]
+
+
 def test_the_last_lost_attempt_is_failed_by_the_reaper_not_claimed_again(database: Database) -> None:
     claim = running(database, lease=EXPIRED)
     assert claimed(database, claim.fusion_id, attempts=1) is None
