@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
@@ -10,12 +11,15 @@ from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.store import jobs
+from app.store.blobs import BlobStore
 from app.store.database import Database
 from app.store.models import Fusion
 from app.store.states import FINAL, FusionState
 from worker.workspace import attempts, remove_if_empty
 
 log = structlog.get_logger("worker.reaper")
+
+_ABANDONED = timedelta(days=1)  # an upload that has brought nothing for that long
 
 
 def reap(database: Database, settings: Settings) -> None:
@@ -25,6 +29,8 @@ def reap(database: Database, settings: Settings) -> None:
     for fusion_id in lost:
         log.warning("lease ran out", fusion_id=fusion_id)
     sweep(database, settings.work_dir)
+    if settings.blob_dir.is_dir():
+        BlobStore(settings.blob_dir).sweep_incoming(_ABANDONED)
 
 
 def sweep(database: Database, work_dir: Path) -> None:

@@ -9,7 +9,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
@@ -87,18 +90,6 @@ class BlobStore:
         """Begins a new blob."""
         return BlobWriter(self)
 
-    def add_file(self, source: Path) -> StoredBlob:
-        """Stores a copy of a finished file."""
-        writer = self.writer()
-        try:
-            with source.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    writer.write(chunk)
-            return writer.publish()
-        except BaseException:
-            writer.discard()
-            raise
-
     def place(self, path: Path, digest: str) -> None:
         """Renames a synced file to its digest, atomically, and syncs the folders that name it."""
         target = self.path(digest)
@@ -110,10 +101,16 @@ class BlobStore:
         path.replace(target)
         _sync_folder(target.parent)
 
-    def sweep_incoming(self) -> None:
-        """Removes what killed processes left half-written; only while no process writes here."""
+    def sweep_incoming(self, untouched: timedelta = timedelta()) -> None:
+        """Removes what killed processes left half-written: what nobody has written to for that long.
+
+        Without it, all there is; only while no process writes here.
+        """
+        oldest = time.time() - untouched.total_seconds()
         for leftover in self.incoming.iterdir():
-            leftover.unlink()
+            with suppress(FileNotFoundError):  # ended or swept by another in between
+                if leftover.stat().st_mtime <= oldest or not untouched:
+                    leftover.unlink()
 
     def free_bytes(self) -> int:
         """What the disk has left."""

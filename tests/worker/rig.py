@@ -168,7 +168,9 @@ class Rig:
     def _store(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         path = self.folder / "upload.safetensors"
         save_file(dict(tensors), path)
-        return self.blobs.add_file(path)
+        writer = self.blobs.writer()
+        writer.write(path.read_bytes())
+        return writer.publish()
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}-{len(self.processes)}.log").open("wb") as log:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 from app.store import jobs
@@ -52,6 +54,15 @@ def test_a_fusion_that_ended_or_is_gone_keeps_no_folder(rig: Rig) -> None:
     _folder(rig, FusionId("fus_gone"), 1)
     sweep(rig.database, rig.settings.work_dir)
     assert rig.work_folders() == []
+
+
+def test_an_upload_that_brought_nothing_for_days_is_swept_and_a_living_one_stays(rig: Rig) -> None:
+    abandoned, living = (rig.blobs.incoming / name for name in ("abandoned", "living"))
+    for path in (abandoned, living):
+        path.write_bytes(b"half")
+    os.utime(abandoned, times=(0, time.time() - 2 * 86400))
+    reap(rig.database, rig.settings)
+    assert (abandoned.exists(), living.exists()) == (False, True)
 
 
 def test_what_is_not_a_fusions_folder_is_left_alone(rig: Rig) -> None:
