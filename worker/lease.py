@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.settings import Settings
@@ -19,7 +20,8 @@ from app.store import jobs
 from app.store.blobs import BlobStore
 from app.store.database import Database
 from app.store.ids import FusionId
-from cogram_core.errors import FusionStopped, InvalidInput
+from cogram_core.determinism import resolve_device, resolve_threads
+from cogram_core.errors import CogramError, FusionStopped, InvalidInput
 from cogram_core.observer import StageInfo
 from cogram_core.recipe import Recipe
 from worker.keeper import Keeper, Stop
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("worker.lease")
 
 _RETRY_SECONDS = 0.5
+_OUTAGE_SECONDS = 1.0  # before a job goes back because of the database, so that an outage makes no whirl of attempts
 
 Ending = Callable[[Session, jobs.Claim], bool]
 
@@ -50,8 +53,14 @@ class Job:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What to do."""
-        return Recipe.from_document(self.claim.recipe)
+        """What to do. What it leaves to the machine is decided once, so that every attempt gives the same bytes."""
+        recipe = Recipe.from_document(self.claim.recipe)
+        chosen = {"device": str(resolve_device(recipe.device)), "threads": resolve_threads(recipe.threads)}
+        settled = recipe.model_copy(update=chosen)
+        if settled != recipe:
+            with self._store.database.transaction() as session:
+                jobs.settle(session, self.claim, settled.to_document())
+        return settled
 
     @cached_property
     def inputs(self) -> dict[str, Path]:
@@ -124,7 +133,7 @@ class Ledger:
             try:
                 yield job
             except Exception as error:
-                job.ending = _ending_after(error, keeper.stop)
+                job.ending = _ending_after(error, keeper.stop, fusion_id)
             finally:
                 workspace.remove()
                 keeper.end()
@@ -153,7 +162,7 @@ class Ledger:
         log.warning("fusion left to the next worker")
 
 
-def _ending_after(error: Exception, stop: Stop | None) -> Ending | None:
+def _ending_after(error: Exception, stop: Stop | None, fusion_id: FusionId) -> Ending | None:
     if stop is Stop.LOST:
         return None
     if isinstance(error, FusionStopped) and stop is Stop.CANCELLED:
@@ -163,10 +172,21 @@ def _ending_after(error: Exception, stop: Stop | None) -> Ending | None:
     if isinstance(error, InvalidInput):
         return partial(jobs.finish_failed, error=_refused(error))
     log.error("fusion failed", exc_info=error)
-    if isinstance(error, SQLAlchemyError):
+    if _is_outage(error):
+        time.sleep(_OUTAGE_SECONDS)
         return partial(jobs.release, seen=f"the database failed: {type(error).__name__}")
-    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, CogramError):
+        return partial(jobs.finish_failed, error={"code": error.code, "detail": str(error), "errors": []})
+    # What nobody foresaw may name paths and values of this machine: they stay in its log.
+    detail = f"{type(error).__name__}; see the worker's log for {fusion_id}."
     return partial(jobs.finish_failed, error={"code": "fusion.internal", "detail": detail, "errors": []})
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the database was out of reach or busy; a statement that it refuses would be refused for ever."""
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    return getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR  # SQLite's code for a bad statement
 
 
 def _refused(error: InvalidInput) -> dict[str, Any]:

@@ -10,12 +10,20 @@ from typing import Any
 
 from app.store.blobs import BlobStore
 from app.store.jobs import ArtifactFile
+from cogram_core.errors import OutputError
 
 
 def store_output(output: Path, blobs: BlobStore) -> list[ArtifactFile]:
-    """Moves every file of the folder into the blob store, without copying; each is on disk before it has its name."""
+    """Moves every file of the folder into the blob store, without copying; each is on disk before it has its name.
+
+    Raises:
+        OutputError: when the disk refuses, because it is full, say.
+    """
     files = sorted(path for path in output.rglob("*") if path.is_file())
-    return [_store(path, path.relative_to(output).as_posix(), blobs) for path in files]
+    try:
+        return [_store(path, path.relative_to(output).as_posix(), blobs) for path in files]
+    except OSError as error:
+        raise OutputError(f"the result can't be stored: {error.strerror}; check the service's disk") from error
 
 
 def as_json(value: Any) -> Any:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from threading import Event as Flag
 from threading import Timer
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from app.store import jobs
 from app.store.events import events_after
 from app.store.ids import FusionId
 from app.store.states import FusionState
-from cogram_core.errors import FusionStopped, InvalidInput, Problem
+from cogram_core.determinism import resolve_device, resolve_threads
+from cogram_core.errors import FusionStopped, InvalidInput, OutputError, Problem
 from cogram_core.observer import StageInfo
 from cogram_core.pipeline import Fusion as Result
 from cogram_core.trace import Decision
@@ -76,6 +79,31 @@ def test_a_finished_attempt_leaves_artifacts_a_verdict_and_no_folder(each_rig: R
     assert each_rig.work_folders() == []
 
 
+def test_what_the_first_attempt_chose_of_the_machine_holds_for_every_later_one(each_rig: Rig) -> None:
+    fusion_id = each_rig.submit(each_rig.recipe() | {"device": "auto", "threads": "auto"})
+    device = str(resolve_device("auto"))
+    with _ledger(each_rig).lease(fusion_id) as job:
+        assert job is not None
+        assert (job.recipe.device, job.recipe.threads) == (device, resolve_threads("auto"))
+        with each_rig.database.transaction() as session:
+            jobs.abandon(session, fusion_id, "host:1", "cut off", 3)
+    assert each_rig.row(fusion_id).recipe == job.recipe.to_document()
+    with _ledger(each_rig, "host:2").lease(fusion_id) as second:
+        assert second is not None
+        assert second.recipe == job.recipe
+        second.finish(_write(second))
+
+
+def test_a_worker_without_the_device_that_an_attempt_was_begun_on_refuses_it(rig: Rig) -> None:
+    fusion_id = rig.submit(rig.recipe() | {"device": "cuda:99"})
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        assert job.recipe
+    error = rig.row(fusion_id).error
+    assert error is not None
+    assert error["errors"][0]["code"] == "recipe.no_such_device"
+
+
 def test_inputs_are_laid_out_as_links_to_blobs(rig: Rig) -> None:
     fusion_id = _submit(rig)
     with _ledger(rig).lease(fusion_id) as job:
@@ -129,15 +157,36 @@ def test_bad_input_fails_the_fusion_with_every_problem(each_rig: Rig) -> None:
     }
 
 
-def test_an_unexpected_exception_fails_the_fusion_with_its_class_and_message(rig: Rig) -> None:
+def test_an_unexpected_exception_fails_the_fusion_with_its_class_and_the_way_to_the_log(rig: Rig) -> None:
     fusion_id = _submit(rig)
     with _ledger(rig).lease(fusion_id) as job:
         assert job is not None
         assert job.inputs
-        raise ZeroDivisionError("of all things")
+        raise ZeroDivisionError("in /srv/secret")
     fusion = rig.row(fusion_id)
-    assert fusion.error == {"code": "fusion.internal", "detail": "ZeroDivisionError: of all things", "errors": []}
+    detail = f"ZeroDivisionError; see the worker's log for {fusion_id}."
+    assert fusion.error == {"code": "fusion.internal", "detail": detail, "errors": []}
     assert rig.work_folders() == []
+
+
+def test_an_error_of_the_core_keeps_its_code_and_message(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id):
+        raise OutputError("no space left")
+    assert rig.row(fusion_id).error == {"code": "output.failed", "detail": "no space left", "errors": []}
+
+
+def test_a_result_that_the_disk_does_not_take_fails_the_fusion_as_an_output(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        result = _write(job)
+        rig.blobs.path(sha256(b"fused").hexdigest()).parent.write_text("in the way of the result's folder")
+        job.finish(result)
+    fusion = rig.row(fusion_id)
+    assert fusion.error is not None
+    assert (fusion.state, fusion.error["code"]) == (FusionState.FAILED, "output.failed")
+    assert str(rig.folder) not in fusion.error["detail"]
 
 
 def test_inputs_that_are_gone_or_never_were_in_the_store_are_all_named(rig: Rig, tmp_path: Path) -> None:
@@ -161,6 +210,31 @@ def test_a_database_failure_gives_the_job_back_instead_of_failing_it(rig: Rig) -
     with _ledger(rig).lease(fusion_id):
         raise OperationalError("SELECT 1", {}, OSError("gone"))
     assert rig.row(fusion_id).state is FusionState.QUEUED
+
+
+def test_a_statement_that_the_database_refuses_fails_the_fusion_instead_of_repeating_it(each_rig: Rig) -> None:
+    fusion_id = _submit(each_rig)
+    with _ledger(each_rig).lease(fusion_id), each_rig.database.reading() as session:
+        session.execute(text("SELECT no_such_column FROM fusions"))
+    fusion = each_rig.row(fusion_id)
+    assert fusion.error is not None
+    assert (fusion.state, fusion.error["code"]) == (FusionState.FAILED, "fusion.internal")
+
+
+def test_an_error_in_the_keeper_s_thread_ends_neither_the_lease_nor_a_cancel(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+
+    def stopping() -> bool:
+        raise ZeroDivisionError
+
+    with _ledger(rig, stopping=stopping).lease(fusion_id) as job:
+        assert job is not None
+        time.sleep(1.2 * rig.settings.lease_seconds)
+        with rig.database.transaction() as session:
+            assert jobs.requeue_expired(session, 3) == []
+            jobs.request_cancel(session, fusion_id)
+        _until_stopped(job)
+    assert rig.row(fusion_id).state is FusionState.CANCELLED
 
 
 def test_an_attempt_outlives_a_database_that_is_away_for_a_moment(
