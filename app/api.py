@@ -24,6 +24,14 @@ _GRACE_SECONDS = 3  # for requests under way when the process is asked to end
 class Protocol(H11Protocol):
     """HTTP/1.1, which tells even of a request that is no HTTP in the service's own way."""
 
+    def eof_received(self) -> None:
+        """A sender that ends in the middle of a body may still listen: it is told, before the connection closes."""
+        if self.cycle is None or self.conn.their_state is not h11.SEND_BODY:
+            return
+        if self.conn.our_state is h11.SEND_RESPONSE:
+            self.cycle.disconnected = True  # the endpoint's own answer would be a second one
+            self.send_400_response("The body ended before it was complete; nothing was stored. Send it again.")
+
     def send_400_response(self, msg: str) -> None:
         """Answers and closes."""
         answer = problem_response("", status=400, code=BadRequest.code, title=BadRequest.title, detail=msg)

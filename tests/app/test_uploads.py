@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import socket
 import threading
 import time
@@ -104,15 +105,30 @@ def test_a_digest_that_can_not_be_read_is_refused(service: Service) -> None:
 
 
 def test_a_connection_that_ends_early_stores_nothing(service: Service, raw: socket.socket) -> None:
-    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n".encode() + b"x" * 2_000_000)
+    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000\r\n\r\n".encode() + b"x" * 2_000_000)
     assert _soon(service.incoming)
     raw.close()
     assert _soon(lambda: not service.incoming())
     assert _nothing_stored(service)
 
 
+@pytest.mark.parametrize("start", ["Content-Length: 1000\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"])
+def test_a_sender_that_stops_in_the_middle_but_still_listens_is_told(
+    service: Service, raw: socket.socket, start: str
+) -> None:
+    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\n{start}".encode())
+    assert _soon(service.incoming)
+    raw.shutdown(socket.SHUT_WR)
+    head, _, body = b"".join(iter(lambda: raw.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in head
+    assert (json.loads(body)["code"], json.loads(body)["status"]) == ("request.malformed", 400)
+    assert _soon(lambda: not service.incoming())
+    assert _nothing_stored(service)
+
+
 def test_a_chunked_body_that_ends_early_stores_nothing(service: Service, raw: socket.socket) -> None:
-    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".encode())
+    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".encode())
     assert _soon(service.incoming)
     raw.close()
     assert _soon(lambda: not service.incoming())
@@ -120,7 +136,9 @@ def test_a_chunked_body_that_ends_early_stores_nothing(service: Service, raw: so
 
 
 def test_an_upload_announced_as_too_large_is_refused_before_it_is_sent(service: Service, raw: socket.socket) -> None:
-    raw.sendall(f"PUT {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: 4194305\r\nExpect: 100-continue\r\n\r\n".encode())
+    raw.sendall(
+        f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4194305\r\nExpect: 100-continue\r\n\r\n".encode()
+    )
     assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
     assert _nothing_stored(service)
 
@@ -194,3 +212,36 @@ def test_uploads_to_one_path_at_once_leave_one_whole_file(service: Service) -> N
     with service.context.database.reading() as session:
         file = session.query(UploadedFile).one()
     assert service.context.blobs.path(file.digest).read_bytes() in contents
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """No file of this process grows beyond a megabyte; the system refuses the write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write of a blob goes to the device that is always full."""
+
+    def opened(descriptor: int, mode: str, buffering: int) -> IO[bytes]:
+        os.close(descriptor)
+        return Path("/dev/full").open(mode, buffering)
+
+    monkeypatch.setattr(blobs, "os", SimpleNamespace(**{**vars(os), "fdopen": opened}))
+
+
+@pytest.mark.parametrize("disk", ["no_large_files", "full_disk"])
+def test_a_full_disk_is_told_and_nothing_is_stored(
+    service: Service, request: pytest.FixtureRequest, disk: str
+) -> None:
+    request.getfixturevalue(disk)
+    answer = service.http.put(URL, content=b"x" * 3 * 2**20)
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (507, "upload.disk_full")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert "nothing was stored. Make room" in problem["detail"]
+    assert _nothing_stored(service)
