@@ -7,8 +7,10 @@ ApiError
 ├── TooLarge               413
 ├── UnsupportedMedia       415
 ├── RangeNotSatisfiable    416
+├── Misdirected            421  for another host
 ├── Unprocessable          422  read, but wrong; lists every problem found
-└── Unavailable            503
+├── Unavailable            503
+└── InsufficientStorage    507
 """
 
 from __future__ import annotations
@@ -25,8 +27,15 @@ from starlette.exceptions import HTTPException
 
 from app.request_scope import current_request_id
 from cogram_core.errors import InvalidInput, Problem
+from cogram_core.recipe.suggest import did_you_mean
+from cogram_core.recipe.wording import WORDS
 
 MEDIA_TYPE = "application/problem+json"
+_WORDS = WORDS | {
+    "int_parsing": "must be a whole number",
+    "string_pattern_mismatch": "must match {pattern}",
+    "json_invalid": "is not well-formed JSON: {error}; correct it",
+}
 
 
 class ProblemEntry(BaseModel):
@@ -107,6 +116,12 @@ class RangeNotSatisfiable(ApiError):
     status, code, title = 416, "range.not_satisfiable", "Range not satisfiable"
 
 
+class Misdirected(ApiError):
+    """The request names a host that this is not."""
+
+    status, code, title = 421, "request.host", "Not this host"
+
+
 class Unprocessable(ApiError):
     """The request was read, and something in it is wrong."""
 
@@ -122,6 +137,12 @@ class Unavailable(ApiError):
     """Something the service needs is not there."""
 
     status, code, title = 503, "service.not_ready", "Not ready"
+
+
+class InsufficientStorage(ApiError):
+    """The disk takes no more."""
+
+    status, code, title = 507, "storage.full", "Insufficient storage"
 
 
 def problem_response(
@@ -197,7 +218,8 @@ async def _tell_invalid_input(request: Request, error: Exception) -> JSONRespons
 
 async def _tell_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [_from_pydantic(entry) for entry in error.errors()]
+    known = _body_keys(request)
+    found = [_from_pydantic(entry, known) for entry in error.errors()]
     malformed = all(problem.code == "json_invalid" for problem in found)
     kind = BadRequest if malformed else Unprocessable
     return problem_response(
@@ -236,8 +258,31 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _from_pydantic(entry: Mapping[str, Any]) -> Problem:
+def _from_pydantic(entry: Mapping[str, Any], known: Iterable[str]) -> Problem:
     *place, last = entry["loc"] or ("request",)
     parts = [str(part) for part in (*place, last)]
     location = ".".join(parts[1:] if parts[0] in {"body", "query", "path", "header"} and len(parts) > 1 else parts)
-    return Problem(location, str(entry["type"]), str(entry["msg"]))
+    return Problem(location, str(entry["type"]), _in_words(entry, str(last), known))
+
+
+def _in_words(entry: Mapping[str, Any], name: str, known: Iterable[str]) -> str:
+    """What is wrong and what to do about it; pydantic's own words where there are no better ones."""
+    kind, context = entry["type"], entry.get("ctx", {})
+    match kind:
+        case "missing":
+            return "is required; add it"
+        case "extra_forbidden":
+            return f"unknown key {name!r}; {did_you_mean(name, known)}"
+        case "value_error":
+            return str(context["error"])
+        case _ if kind in _WORDS:
+            return _WORDS[kind].format(**context)
+        case _:
+            return str(entry["msg"])
+
+
+def _body_keys(request: Request) -> list[str]:
+    """The keys that the document of this call may have."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    model = field.field_info.annotation if field is not None else None
+    return [*model.model_fields] if isinstance(model, type) and issubclass(model, BaseModel) else []

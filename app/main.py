@@ -21,6 +21,7 @@ from app.fusions.endpoints import router as fusions
 from app.fusions.events import router as events
 from app.fusions.trace_process import TraceReaders
 from app.fusions.traces import router as traces
+from app.host_check import HostCheck
 from app.request_scope import RequestScope
 from app.settings import Settings
 from app.store.blobs import BlobStore
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router, include_in_schema=False)
     errors.install(app)
     app.add_middleware(BodyLimit, limit=chosen.max_json_bytes)
+    app.add_middleware(HostCheck)
     app.add_middleware(RequestScope, last_resort=errors.internal_error)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

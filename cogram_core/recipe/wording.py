@@ -12,7 +12,7 @@ from cogram_core.errors import Problem
 from cogram_core.recipe.suggest import did_you_mean
 
 _SHOWN = 60
-_WORDS = {
+WORDS = {
     "string_type": "must be text",
     "string_too_short": "must not be empty",
     "string_too_long": "is too long, {max_length} characters at most",
@@ -118,8 +118,8 @@ class _Wording:
                 return f"there is no layer type {shown(context['tag'])}; {did_you_mean(context['tag'], known)}"
             case "union_tag_not_found":
                 return "has no layer type; add one, such as type: linear"
-            case kind if kind in _WORDS:
-                return _WORDS[kind].format(**context)
+            case kind if kind in WORDS:
+                return WORDS[kind].format(**context)
             case _:
                 return str(detail["msg"])
 

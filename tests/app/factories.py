@@ -43,8 +43,8 @@ class Service:
         """A request whose target goes out as it is written here; status and document of the answer."""
         url = self.http.base_url
         with socket.create_connection((url.host, url.port or 80), 10) as connection:
-            head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
+            head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         headers, _, document = answer.partition(b"\r\n\r\n")
         assert b"content-type: application/problem+json" in headers.lower()
@@ -54,7 +54,7 @@ class Service:
         """A connection on which a GET has been sent."""
         url = self.http.base_url
         connection = socket.create_connection((url.host, url.port or 80), 10)
-        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         return connection
 
     def upload(self, kind: str, name: str, path: str, content: bytes) -> None:

@@ -49,6 +49,22 @@ def test_wrong_parameters_are_listed_with_their_places(sqlite_service: Service) 
     _check(http.get("/v1/checkpoints?name=%00"), 422, "request.invalid")
 
 
+def test_a_mistyped_or_missing_key_is_told_with_its_remedy(sqlite_service: Service) -> None:
+    http = sqlite_service.http
+    for collection in ("checkpoints", "datasets"):
+        problem = _check(http.post(f"/v1/{collection}", json={"nme": "x"}), 422, "request.invalid")
+        assert {entry["location"]: entry["message"] for entry in problem["errors"]} == {
+            "name": "is required; add it",
+            "nme": "unknown key 'nme'; did you mean 'name'?",
+        }
+    problem = _check(http.post("/v1/checkpoints", json={"name": 1, "files": []}), 422, "request.invalid")
+    assert [entry["message"] for entry in problem["errors"]] == ["must be text", "needs 1 or more entries"]
+    problem = _check(http.get("/v1/fusions?limit=x"), 422, "request.invalid")
+    assert problem["errors"][0]["message"] == "must be a whole number"
+    problem = _check(http.post("/v1/checkpoints", json={"name": ".."}), 422, "request.invalid")
+    assert problem["errors"][0]["message"] == "a name has more than dots"
+
+
 def test_what_is_no_http_at_all_is_a_problem_too(sqlite_service: Service) -> None:
     status, problem = sqlite_service.raw("GET", "/with a space")
     assert (status, problem["code"], problem.keys()) == (400, "request.malformed", MEMBERS)

@@ -71,7 +71,7 @@ def test_nothing_outlives_a_service_killed_in_mid_fusion_and_mid_upload(data_dir
     with serving(data_dir) as served, served.client() as client:
         _begin(client, long_inputs)
         with socket.create_connection(("127.0.0.1", int(served.address.rsplit(":", 1)[1]))) as upload:
-            head = b"PUT /v1/datasets/x/files/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
+            head = b"PUT /v1/datasets/x/files/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n"
             upload.sendall(head + b"x" * 2_000_000)
             until(lambda: list(incoming.iterdir()))
             family = served.family()
