@@ -14,7 +14,7 @@ from app.uploads.schemas import UploadedFileOut
 
 router = APIRouter(tags=["uploads"])
 _RAW_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
-_ANSWERS = declared(400, 413, 415)
+_ANSWERS = declared(400, 413, 415, 507)
 
 
 @router.put("/checkpoints/{name}/files/{path:path}", status_code=201, responses=_ANSWERS, openapi_extra=_RAW_BODY)

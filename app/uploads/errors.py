@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.errors import BadRequest, TooLarge, Unprocessable, UnsupportedMedia
+from app.errors import BadRequest, InsufficientStorage, TooLarge, Unprocessable, UnsupportedMedia
 
 
 class UnusablePath(Unprocessable):
@@ -45,3 +45,9 @@ class NotARawBody(UnsupportedMedia):
     """A form or an encoded body, where the file's own bytes are wanted."""
 
     code, title = "upload.not_raw", "Not a raw body"
+
+
+class DiskFull(InsufficientStorage):
+    """The disk has no room for the file."""
+
+    code, title = "upload.disk_full", "Insufficient storage"

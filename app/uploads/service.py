@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import errno
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 from sqlalchemy.orm import Session
@@ -13,10 +15,11 @@ from starlette.requests import ClientDisconnect
 from app.store.blobs import CHUNK, BlobStore, BlobWriter, StoredBlob, record_blob
 from app.uploads import repository
 from app.uploads.digests import expected_digests
-from app.uploads.errors import DigestMismatch, NotARawBody, Truncated, UploadTooLarge
+from app.uploads.errors import DigestMismatch, DiskFull, NotARawBody, Truncated, UploadTooLarge
 from app.uploads.names import check_name, check_path
 
 Kind = Literal["checkpoint", "dataset"]
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # EFBIG: the file system or a limit takes no file of this size
 
 
 def check_request(name: str, path: str, headers: Headers, limit: int) -> None:
@@ -35,22 +38,36 @@ def check_request(name: str, path: str, headers: Headers, limit: int) -> None:
 
 async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers, limit: int) -> StoredBlob:
     """Stores the body as a blob, if it is complete and is what it was announced to be; else nothing remains."""
-    writer = await run_in_threadpool(blobs.writer)
-    try:
-        await _write_all(writer, body, limit)
-        _check_complete(writer, headers)
-        return await run_in_threadpool(writer.publish)
-    except ClientDisconnect as error:
-        raise Truncated(f"The connection ended after {writer.size} bytes; nothing was stored.") from error
-    finally:
-        # Not awaited: a cancelled request could not wait, and closing and unlinking one file is quick.
-        writer.discard()
+    with _full_disk_told():
+        writer = await run_in_threadpool(blobs.writer)
+        try:
+            await _write_all(writer, body, limit)
+            _check_complete(writer, headers)
+            return await run_in_threadpool(writer.publish)
+        except ClientDisconnect as error:
+            raise Truncated(f"The connection ended after {writer.size} bytes; nothing was stored.") from error
+        finally:
+            # Not awaited: a cancelled request could not wait, and closing and unlinking one file is quick.
+            writer.discard()
 
 
 def note(session: Session, kind: Kind, name: str, path: str, stored: StoredBlob) -> None:
     """Puts the blob under its name and path; what was there before is replaced."""
     record_blob(session, stored)
     repository.put(session, kind, name, path, stored)
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFull(
+            f"The disk of the service takes no more ({error.strerror}); nothing was stored. Make room where COGRAM_DATA_DIR "
+            "lies, or set it to a larger disk, and send the file again."
+        ) from error
 
 
 async def _write_all(writer: BlobWriter, body: AsyncIterator[bytes], limit: int) -> None:

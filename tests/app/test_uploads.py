@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import httpx
 import pytest
 
+from app.store import blobs
 from app.store.models import Blob, UploadedFile
 from tests.app.factories import Service, sha256
 
@@ -235,9 +241,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("disk", ["no_large_files", "full_disk"])
-def test_a_full_disk_is_told_and_nothing_is_stored(
-    service: Service, request: pytest.FixtureRequest, disk: str
-) -> None:
+def test_a_full_disk_is_told_and_nothing_is_stored(service: Service, request: pytest.FixtureRequest, disk: str) -> None:
     request.getfixturevalue(disk)
     answer = service.http.put(URL, content=b"x" * 3 * 2**20)
     problem = answer.json()
