@@ -2,8 +2,10 @@
 
 Shares are rounded to multiples of a power of two before they are used. A float32 value times such a share has at most 41
 significant bits, so the products and, but for extreme spreads of magnitude, their sum are exact in float64, and the only
-rounding is the one at the end. Hence a mix doesn't depend on the order of the sources, and equal sources give
-themselves. Values of float64 leave no such room; there ``keep_common`` sees to it that equal sources give themselves.
+rounding is the one at the end. Hence a mix of given shares doesn't depend on the order of the sources, and equal
+sources give themselves. (The shares of three and more sources may depend on it in their last bit: a third is no multiple
+of a power of two.) Values of float64 leave no such room; there ``keep_common`` sees to it that equal sources give
+themselves.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from cogram_core.checkpoints.writer import CheckpointWriter, TensorLayout
 from cogram_core.errors import InvalidInput, Problem
 from cogram_core.recipe import Recipe
 from cogram_core.sources import TensorStore, finite
+from cogram_core.stopping import stop_point
 
 # Small files that say how to use the tensors; everything else in a source's folder stays there.
 _CARRIED = (
@@ -65,6 +66,7 @@ def write_checkpoint(
         folder, layout, max_shard_bytes=recipe.output.max_shard_bytes, metadata={"format": "pt"}
     ) as writer:
         for name, entry in facts.items():
+            stop_point()
             writer.write(name, _rounded(name, value(name), dtypes[name]) if entry.floating else first.read(name))
         return writer.finish()
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from cogram_core.checkpoints.atomic import atomic_folder
@@ -29,8 +28,10 @@ from cogram_core.output import carry_over, output_dtypes, write_checkpoint
 from cogram_core.preflight import NETWORK_FILE, needs_network, preflight_files
 from cogram_core.recipe import Recipe, SequentialNetwork
 from cogram_core.recipe.layers import AnyLayer, LayerSpec
+from cogram_core.recipe.reading import write_text
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
 from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike
+from cogram_core.stopping import stop_point, stoppable
 from cogram_core.trace import Trace
 
 
@@ -64,14 +65,15 @@ def fuse(
         FusionStopped: if the observer asked for it; nothing was written.
     """
     parsed = _parse(recipe)
-    with ExitStack() as stack:
+    heard = observer or SilentObserver()
+    with ExitStack() as stack, stoppable(heard):
         folder = stack.enter_context(atomic_folder(Path(output)))
         stack.enter_context(_writable(output))
         paths = _paths(parsed, inputs or {})
         layers = preflight_files(parsed, paths).layers
         resolved = _resolve(parsed, layers)
         loaded = _load(resolved, paths, layers, stack)
-        run = Run(resolved, loaded, folder, observer or SilentObserver())
+        run = Run(resolved, loaded, folder, heard)
         stack.callback(run.close)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         outcome = run.carry_out()
@@ -101,7 +103,7 @@ class FusedModule(NamedTuple):
 def fuse_modules(
     modules: Sequence[nn.Module],
     *,
-    stages: Sequence[Mapping[str, Any] | str],
+    stages: Sequence[Mapping[str, Any] | str] | str,
     data: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     guard: str | Mapping[str, Any] | None = None,
     compute_dtype: str = "float32",
@@ -114,7 +116,7 @@ def fuse_modules(
 
     Args:
         modules: two or more torch modules of one architecture that give class scores (N, C) for inputs (N, ...).
-        stages: methods by name, or mappings with ``method`` and its parameters.
+        stages: methods by name, or mappings with ``method`` and its parameters; a single name is a list of one.
         data: ``evaluation`` and ``holdout``, each a pair of inputs (N, ...) and integer targets (N,).
         guard: as in a recipe, and so are ``compute_dtype``, ``seed``, ``device`` and ``threads``.
         observer: hears of the progress and may stop the run.
@@ -135,14 +137,18 @@ def fuse_modules(
             "threads": threads,
             "sources": [{"name": f"module-{i}", "checkpoint": f"memory:{i}"} for i in range(len(modules))],
             "data": {name: f"memory:{name}" for name in data or {}},
-            "stages": [{"method": stage} if isinstance(stage, str) else dict(stage) for stage in stages],
+            "stages": [
+                {"method": stage} if isinstance(stage, str) else dict(stage)
+                for stage in ([stages] if isinstance(stages, str) else stages)
+            ],
         }
     )
     resolved = _resolve(recipe, None)
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    heard = observer or SilentObserver()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack, stoppable(heard):
         folder = Path(name)
         inputs = _load_modules(resolved, modules, data or {})
-        run = Run(resolved, inputs, folder, observer or SilentObserver())
+        run = Run(resolved, inputs, folder, heard)
         stack.callback(run.close)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         outcome = run.carry_out()
@@ -233,9 +239,18 @@ def _all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Data
             datasets[place] = read()
         except InvalidInput as error:
             problems += error.problems
+    problems += _same_data(datasets.get("data.evaluation"), datasets.get("data.holdout"))
     if problems:
         raise DatasetError(problems)
     return datasets
+
+
+def _same_data(evaluation: Dataset | None, holdout: Dataset | None) -> list[Problem]:
+    """The preflight compares names; here are the numbers."""
+    if evaluation is None or holdout is None or not evaluation.equals(holdout):
+        return []
+    message = "holds the same examples as the evaluation data, on which decisions are taken; name others"
+    return [Problem("data.holdout", "recipe.same_data", message)]
 
 
 def _module(layers: Sequence[LayerSpec], source: LoadedSource) -> nn.Module:
@@ -255,8 +270,7 @@ def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: 
         network = recipe.network.model_dump_json(indent=2, exclude_defaults=True)
         (folder / NETWORK_FILE).write_text(network + "\n", encoding="utf-8")
     report = run.finish(outcome)
-    # Escaped, for PyYAML writes some line breaks of Unicode so that they aren't read as they were.
-    document = yaml.safe_dump(recipe.to_document(), sort_keys=False)
+    document = write_text(recipe.to_document())
     (folder / "recipe.resolved.yaml").write_text(document, encoding="utf-8")
     (folder / "report.json").write_text(
         json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -267,5 +281,9 @@ def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: 
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(2**22):
+            stop_point()
+            digest.update(chunk)
+    return digest.hexdigest()

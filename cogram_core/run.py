@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogram_core.errors import FusionStopped
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.guard import Choice, Jury, hear_inputs, verdict_document
 from cogram_core.methods import METHODS
@@ -68,7 +67,7 @@ class Run:
             CheckpointError: if a source holds NaN or infinity.
             FusionStopped: if the observer asked to stop.
         """
-        check_finite(self._inputs.sources, self._check_stop)
+        check_finite(self._inputs.sources)
         network = self._inputs.network
         return self._without_network() if network is None else self._with_network(network)
 
@@ -103,10 +102,6 @@ class Run:
     def _heard(self, decision: Decision) -> None:
         self._summary.add(decision)
         self._observer.decision(decision)
-
-    def _check_stop(self) -> None:
-        if self._observer.should_stop():
-            raise FusionStopped("stopped between tensors")
 
     def _with_network(self, network: Network) -> Outcome:
         inputs = self._inputs
@@ -174,7 +169,6 @@ class Run:
         written = Choice("stage", f"{info.method}: merged", seq=total)
 
         def value(name: str) -> Tensor:
-            self._check_stop()
             merged = self._merge_tensor(info, method, params, name)
             self._observer.progress(info, self._recorder.count, total)
             if self._recorder.count == total:

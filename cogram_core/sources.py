@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from cogram_core.errors import CheckpointError, Problem
 from cogram_core.evaluation.datasets import Dataset
+from cogram_core.stopping import stop_point
 
 _LISTED = 50
 
@@ -158,21 +159,21 @@ def _shown(facts: TensorFacts | None) -> str:
     return "not there" if facts is None else f"{DTYPE_NAMES[facts.dtype]} {list(facts.shape)}"
 
 
-def check_finite(sources: list[LoadedSource], check_stop: Callable[[], None]) -> None:
+def check_finite(sources: list[LoadedSource]) -> None:
     """Reads every floating tensor once.
 
     Raises:
         CheckpointError: listing every tensor of every source that holds NaN or infinity.
     """
-    problems = list(_not_finite(sources, check_stop))
+    problems = list(_not_finite(sources))
     if problems:
         raise CheckpointError(_listed(problems))
 
 
-def _not_finite(sources: list[LoadedSource], check_stop: Callable[[], None]) -> Iterator[Problem]:
+def _not_finite(sources: list[LoadedSource]) -> Iterator[Problem]:
     for source in sources:
         for name, facts in source.store.facts().items():
-            check_stop()
+            stop_point()
             if not facts.floating or finite(source.store.read(name)):
                 continue
             message = "holds NaN or infinity; leave this source out or train it again"

@@ -20,6 +20,7 @@ from cogram_core.checkpoints.specs import shown
 from cogram_core.checkpoints.strict_json import Malformed
 from cogram_core.checkpoints.torch_dtypes import TORCH_DTYPES
 from cogram_core.errors import CheckpointError
+from cogram_core.stopping import stop_point
 
 _CHUNK = 4 * 1024 * 1024
 
@@ -131,6 +132,7 @@ class CheckpointReader:
         buffer = bytearray(min(_CHUNK, file.size))
         position = 0
         while position < file.size:
+            stop_point()
             count = self._read_at(file, memoryview(buffer)[: file.size - position], position)
             if count == 0:
                 text = f"the file ends at byte {position} of {file.size}; copy the file again"

@@ -79,6 +79,7 @@ class CheckpointWriter:
         self._descriptors: dict[Path, int] = {}
         self._specs: dict[str, TensorSpec] = {}
         self._written: set[str] = set()
+        self._left: dict[Path, int] = {}  # tensors that each file still waits for
         shards = _split(sorted(layout, key=lambda tensor: tensor.name), max_shard_bytes)
         names = _file_names(len(shards))
         headers = [_header(shard, metadata or {}) for shard in shards]
@@ -111,6 +112,9 @@ class CheckpointWriter:
         flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
         self._put(spec.file, flat.numpy().data, spec.data_start + spec.begin)
         self._written.add(name)
+        self._left[spec.file] -= 1
+        if not self._left[spec.file]:
+            self._end_file(spec.file)
 
     def finish(self) -> tuple[str, ...]:
         """Flush everything to the disk and close; returns the names of the files, the index included.
@@ -124,14 +128,9 @@ class CheckpointWriter:
             names = ", ".join(shown(name) for name in missing[:_LISTED])
             raise OutputError(f"{self.folder}: {names}{more} not written; write every tensor of the layout")
         if self._index is not None:
-            self._create(self.folder / INDEX_FILE)
+            self._create(self.folder / INDEX_FILE, len(self._index))
             self._put(self.folder / INDEX_FILE, memoryview(self._index), 0)
-        for path, descriptor in self._descriptors.items():
-            try:
-                os.fsync(descriptor)
-            except OSError as error:
-                raise _refused(path, error) from error
-        self.close()
+            self._end_file(self.folder / INDEX_FILE)
         return self.files
 
     def close(self) -> None:
@@ -155,27 +154,37 @@ class CheckpointWriter:
                 tensor.name, tensor.dtype, tensor.shape, path, begin, end, len(header)
             )
             begin = end
-        self._create(path)
-        try:
-            os.ftruncate(self._descriptors[path], len(header) + begin)
-        except OSError as error:
-            raise _refused(path, error) from error
+        self._left[path] = len(shard)
+        self._create(path, len(header) + begin)
         self._put(path, memoryview(header), 0)
+        # Open only while its tensors come: thousands of shards are more files than a process may hold.
+        os.close(self._descriptors.pop(path))
 
-    def _create(self, path: Path) -> None:
+    def _create(self, path: Path, size: int) -> None:
         try:
             self._descriptors[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._descriptors[path], size)
         except OSError as error:
             raise _refused(path, error) from error
 
     def _put(self, path: Path, data: memoryview, position: int) -> None:
         try:
+            if path not in self._descriptors:
+                self._descriptors[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             while data:
                 count = os.pwrite(self._descriptors[path], data, position)
                 data = data[count:]
                 position += count
         except OSError as error:
             raise _refused(path, error) from error
+
+    def _end_file(self, path: Path) -> None:
+        """Everything of it is written: to the disk, and closed."""
+        try:
+            os.fsync(self._descriptors[path])
+        except OSError as error:
+            raise _refused(path, error) from error
+        os.close(self._descriptors.pop(path))
 
 
 def _refused(path: Path, error: OSError) -> OutputError:

@@ -30,6 +30,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def equals(self, other: Dataset) -> bool:
+        """Whether the examples are the same, in the same order."""
+        return torch.equal(self.targets, other.targets) and torch.equal(self.inputs, other.inputs)
+
     def evenly(self, count: int) -> Dataset:
         """At most ``count`` examples, drawn evenly over the whole, never its head alone."""
         total = len(self)
@@ -66,6 +70,9 @@ def make_dataset(inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str
     Raises:
         DatasetError: listing everything that doesn't fit.
     """
+    if not all(isinstance(tensor, Tensor) for tensor in (inputs, targets)):
+        message = "must be a pair of torch tensors, inputs and targets; convert them with torch.as_tensor"
+        raise DatasetError([Problem(place, "dataset.not_tensors", message)])
     names = [DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) for tensor in (inputs, targets)]
     problems = tensor_problems(names[0], tuple(inputs.shape), names[1], tuple(targets.shape), place)
     if not problems and not torch.isfinite(inputs.to(dtype)).all():

@@ -16,6 +16,7 @@ from torch import Tensor
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.losses import cross_entropy, weighted_mean
 from cogram_core.networks.network import Network, Unit, UnitValue
+from cogram_core.stopping import stop_point
 
 # Examples a forward pass. A constant of the code, so that results don't depend on the memory at hand.
 BATCH = 1024
@@ -67,4 +68,8 @@ class PlainEvaluator:
 
 def all_logits(network: Network, inputs: Tensor) -> Tensor:
     """Class scores (N, C) of inputs (N, ...), batch by batch."""
-    return torch.cat([network.logits(batch) for batch in torch.split(inputs, BATCH)])
+    found = []
+    for batch in torch.split(inputs, BATCH):
+        stop_point()
+        found.append(network.logits(batch))
+    return torch.cat(found)

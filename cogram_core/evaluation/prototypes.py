@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from scipy.cluster.vq import kmeans2
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.seeding import generator
+from cogram_core.stopping import stop_point
 
 _TINY = 1e-8  # keeps the logarithm of a feature that is zero finite; the paper's value
 _ITERATIONS = 50
+_AT_ONCE = 5
 
 
 class PrototypeParams(BaseModel):
@@ -48,6 +50,7 @@ def make_prototypes(dataset: Dataset, params: PrototypeParams, seed: int, stage:
     targets = dataset.targets.cpu().numpy()
     centres, labels, sizes = [], [], []
     for label in np.unique(targets):
+        stop_point()
         members = flat[targets == label]
         for group in _groups(members, params.per_class, generator(seed, stage, "prototypes", int(label))):
             centres.append(_geometric(group) if params.kind == "geometric" else group.mean(axis=0))
@@ -64,11 +67,24 @@ def _groups(members: NDArray[np.float64], count: int, random: np.random.Generato
         return [members] if count == 1 else [member[None] for member in members]
     distinct, assigned = np.unique(members, axis=0, return_inverse=True)
     if len(distinct) > count:  # else each value is a group, and k-means would look for starts that don't exist
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)
-            _, assigned = kmeans2(members, count, iter=_ITERATIONS, minit="++", missing="warn", rng=random)
+        assigned = _cluster(members, count, random)
     found, first = np.unique(assigned, return_index=True)
     return [members[assigned == group] for group in found[np.argsort(first)]]
+
+
+def _cluster(members: NDArray[np.float64], count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """The group of each member, by at most 50 iterations of k-means; a few at a time, so that a run can be stopped."""
+    centres: Any = count
+    assigned = np.zeros(len(members), dtype=np.int64)
+    for part in range(_ITERATIONS // _AT_ONCE):
+        stop_point()
+        before, minit = centres, "matrix" if part else "++"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)
+            centres, assigned = kmeans2(members, centres, iter=_AT_ONCE, minit=minit, missing="warn", rng=random)
+        if part and np.array_equal(centres, before):
+            break  # nothing moves any more
+    return assigned
 
 
 def _geometric(group: NDArray[np.float64]) -> NDArray[np.float64]:

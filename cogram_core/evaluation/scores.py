@@ -15,6 +15,7 @@ from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.evaluator import all_logits
 from cogram_core.evaluation.losses import cross_entropy
 from cogram_core.networks.network import Network
+from cogram_core.stopping import stop_point
 
 _LOG_RANGE = (math.log(0.01), math.log(100.0))
 
@@ -98,6 +99,7 @@ def calibrate(logits: Tensor, targets: Tensor) -> tuple[float, float]:
         return 1.0, plain
 
     def loss(log_temperature: float) -> float:
+        stop_point()
         return float(cross_entropy(wide / np.exp(log_temperature), targets).mean())
 
     found = minimize_scalar(loss, bounds=_LOG_RANGE, method="bounded", options={"xatol": 1e-6})

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from cogram_core.errors import FusionStopped
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
 from cogram_core.observer import Observer, StageInfo
+from cogram_core.stopping import stop_point
 from cogram_core.trace import Recorder
 
 __all__ = ["Field", "MethodParams", "NetworkMethod", "Source", "StageContext", "TensorMethod"]
@@ -91,16 +91,7 @@ class StageContext:
             FusionStopped: if the observer wants the run to end.
         """
         self.observer.progress(self.info, done, total)
-        self.check_stop()
-
-    def check_stop(self) -> None:
-        """Stops the run if the observer asks for it.
-
-        Raises:
-            FusionStopped: if the observer wants the run to end.
-        """
-        if self.observer.should_stop():
-            raise FusionStopped(f"stopped in stage {self.info.index} ({self.info.method})")
+        stop_point()
 
     def evaluation_data(self) -> Dataset:
         """The evaluation data, which the recipe's rules guarantee to be there for methods that need it."""

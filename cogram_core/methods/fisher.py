@@ -12,6 +12,7 @@ from cogram_core.evaluation.datasets import Dataset
 from cogram_core.methods.contract import Field, MethodParams, NetworkMethod, Source, StageContext
 from cogram_core.mixing import elementwise_bounds, mean_shares, mix_elementwise, pack_shares
 from cogram_core.networks.network import Network
+from cogram_core.stopping import stop_point
 
 _RELATIVE_EPSILON = 1e-10
 # Elements of per-example Jacobians held at once: 2²³ float32 are 32 MiB. A constant, so that results don't depend on
@@ -43,7 +44,7 @@ def run(context: StageContext, params: Params) -> None:
     largest = max((float(entry.max()) for fisher in fishers for entry in fisher.values()), default=0.0)
     epsilon = _RELATIVE_EPSILON * largest or 1.0
     for name in context.network.names:
-        context.check_stop()
+        stop_point()
         _merge_tensor(context, name, [fisher.get(name) for fisher in fishers], epsilon)
     context.milestone("merged")
 
@@ -55,7 +56,7 @@ def _source_fisher(context: StageContext, source: Source, params: Params) -> dic
     total: dict[str, Tensor] = {}
     examples = data.evenly(params.examples)
     for chunk in exact_fisher_chunks(network, examples):
-        context.check_stop()
+        stop_point()
         for name, value in chunk.items():
             total[name] = total[name] + value if name in total else value
     # Left out where it overflowed, so that one tensor's infinity reaches neither the others' ε nor their norm.

@@ -18,6 +18,7 @@ import yaml
 from cogram_core.errors import Problem, RecipeError
 
 _MAX_DEPTH = 32
+_TAG = "tag:yaml.org,2002:"
 _WORDS: Mapping[str, Any] = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
@@ -107,27 +108,49 @@ def _number(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+# The core schema of YAML 1.2: which plain words are not text, the characters they begin with, and how each is read.
+_CORE: tuple[tuple[str, str, list[str], Callable[[str], Any]], ...] = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: _WORDS[text.lower()]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF"), lambda text: _WORDS[text.lower()]),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789"), int),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789"), _number),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+."), _number),
+)
+
+
+def _resolve(taught: type[_Loader | _Dumper]) -> None:
+    for name, pattern, first, _ in _CORE:
+        taught.add_implicit_resolver(_TAG + name, re.compile(rf"(?:{pattern})\Z"), first)
+
+
 def _teach(loader: type[_Loader]) -> None:
-    """The core schema of YAML 1.2: which plain words are not text, and how each tag is read."""
     loader.yaml_constructors = {}
     loader.yaml_implicit_resolvers = {}
-    tag = "tag:yaml.org,2002:"
-    for name, pattern, first, convert in (
-        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: _WORDS[text.lower()]),
-        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF"), lambda text: _WORDS[text.lower()]),
-        ("int", r"[-+]?[0-9]+", list("-+0123456789"), int),
-        ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789"), _number),
-        ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+."), _number),
-    ):
-        loader.add_implicit_resolver(tag + name, re.compile(rf"(?:{pattern})\Z"), first)
-        loader.add_constructor(tag + name, _scalar(convert))
+    _resolve(loader)
+    for name, _, _, convert in _CORE:
+        loader.add_constructor(_TAG + name, _scalar(convert))
     loader.add_constructor(None, _unknown)  # else a node of any tag would be read as what it looks like
-    loader.add_constructor(tag + "str", _scalar(lambda text: text + ""))
-    loader.add_constructor(tag + "seq", _list)
-    loader.add_constructor(tag + "map", _mapping)
+    loader.add_constructor(_TAG + "str", _scalar(lambda text: text + ""))
+    loader.add_constructor(_TAG + "seq", _list)
+    loader.add_constructor(_TAG + "map", _mapping)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else: PyYAML alone leaves ``0E0`` bare."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def write_text(document: Mapping[str, Any]) -> str:
+    """Plain data as YAML that ``read_text`` gives back."""
+    # Escaped, for PyYAML writes some line breaks of Unicode so that they aren't read as they were.
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 _teach(_Loader)
+_resolve(_Dumper)
 
 
 def plain(value: Any, location: str = "", depth: int = 0) -> tuple[Any, list[Problem]]:

@@ -10,7 +10,7 @@ from cogram_core.evaluation.prototypes import PrototypeParams
 from cogram_core.methods.contract import Field, MethodParams
 
 Level = Literal["layer", "neuron"]
-_Steepness = Annotated[float, Field(ge=0)]
+_Steepness = Annotated[float, Field(ge=0, le=1e12)]  # far beyond winner-take-all, and far from overflow
 _Sweeps = Annotated[int, Field(ge=0, le=1000)]
 
 
@@ -54,7 +54,9 @@ class Params(MethodParams):
     tau_max: Annotated[float, Field(ge=0)] | None = Field(
         None, description="nats at layer level; a larger spread is too coarse to merge at once; null: no limit"
     )
-    max_sweeps: LevelSweeps = Field(LevelSweeps(), description="sweeps of each level, at most")
+    max_sweeps: LevelSweeps = Field(
+        LevelSweeps(), description="sweeps of each level, at most; with thresholds, layer counts the passes"
+    )
     min_gain: float = Field(1e-4, ge=0, description="nats; a sweep that gains less is the last of its level")
     rollback: Literal["all", "fine"] = Field(
         "all",

@@ -11,6 +11,7 @@ from cogram_core.methods.cogram.decide import Thresholds, Visitor, neurons_of
 from cogram_core.methods.cogram.params import Params
 from cogram_core.methods.contract import StageContext
 from cogram_core.networks.network import Layer, Unit, UnitValue
+from cogram_core.stopping import stop_point
 
 _Pass = Literal["layer", "neuron", "thresholds"]
 
@@ -25,7 +26,7 @@ def run(context: StageContext, params: Params) -> None:
     Source: arXiv:2512.03610; passes, backtracking and rollback at every level are this project's.
     """
     prototypes = make_prototypes(context.evaluation_data(), params.prototypes, context.seed, context.info.index)
-    context.check_stop()
+    stop_point()
     visitor = Visitor(context, params, PlainEvaluator(context.network, prototypes))
     sweeps = Sweeps(context, params, visitor)
     if params.refinement == "thresholds":
@@ -72,7 +73,7 @@ class Sweeps:
             if self._visitor.visit(Unit(layer), values, self._count, thresholds):
                 for unit in neurons_of(layer):
                     self._visit_neuron(unit, values)
-                    self._context.check_stop()
+                    stop_point()
             done += 1
             self._context.progress(done, total)
 

@@ -141,3 +141,18 @@ def test_a_file_system_without_room_is_an_error_of_ours(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"can't be written \(No such file"):
         CheckpointWriter(tmp_path / "none", [A])
+
+
+def test_more_shards_than_a_process_may_hold_open_files(tmp_path: Path) -> None:
+    count, (soft, hard) = 300, resource.getrlimit(resource.RLIMIT_NOFILE)
+    layout = [TensorLayout(f"t{place:03}", "F32", (4,)) for place in range(count)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        with CheckpointWriter(tmp_path, layout, max_shard_bytes=16) as writer:
+            for place in reversed(range(count)):
+                writer.write(f"t{place:03}", torch.full((4,), float(place)))
+            assert len(writer.finish()) == count + 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with CheckpointReader.open(tmp_path) as reader:
+        assert [reader.read(name)[0].item() for name in reader.names] == list(range(count))

@@ -91,3 +91,20 @@ def test_the_given_modules_are_left_as_they_were() -> None:
 def test_a_stop_ends_a_fusion_in_memory_too() -> None:
     with pytest.raises(FusionStopped):
         cogram_core.fuse_modules([mlp(0), mlp(1)], stages=["linear"], guard="off", observer=Recording(3))
+
+
+def test_a_single_stage_may_be_a_word() -> None:
+    one = cogram_core.fuse_modules([mlp(0), mlp(1)], stages="linear").module
+    other = cogram_core.fuse_modules([mlp(0), mlp(1)], stages=["linear"]).module
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_data_that_is_no_pair_of_tensors_is_told() -> None:
+    inputs, targets = points(0)
+    data = {"evaluation": (inputs.numpy(), targets.numpy()), "holdout": points(1)}
+    assert refusal([mlp(0), mlp(1)], data=data) == {"data.evaluation": "dataset.not_tensors"}
+
+
+def test_a_holdout_set_with_the_evaluation_examples_is_refused() -> None:
+    data = {"evaluation": points(0), "holdout": points(0)}
+    assert refusal([mlp(0), mlp(1)], data=data) == {"data.holdout": "recipe.same_data"}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from cogram_core.errors import RecipeError
 from cogram_core.recipe import Recipe
-from cogram_core.recipe.reading import plain, read_text
+from cogram_core.recipe.reading import plain, read_text, write_text
 from tests.core.recipe.documents import document, documents
 
 SOURCES = "sources: [{name: a, checkpoint: a}, {name: b, checkpoint: b}]\n"
@@ -29,7 +29,7 @@ def refusal(text: str) -> tuple[str, str]:
 def test_yaml_and_json_are_the_same_model(document: dict[str, Any]) -> None:
     expected = Recipe.from_document(document)
     as_json = json.dumps(document)
-    as_yaml = yaml.safe_dump(json.loads(as_json), sort_keys=False)  # read again, so that nothing becomes an alias
+    as_yaml = write_text(document)
     assert Recipe.from_document(read_text(as_json, "r.json")) == expected
     assert Recipe.from_document(read_text(as_yaml, "r.yaml")) == expected
 
@@ -178,3 +178,11 @@ def test_deep_nesting_is_refused_without_recursing_into_it() -> None:
     assert problem.code == "recipe.too_deep"
     while isinstance(value, list):  # taken apart level by level: freeing it at once would recurse
         (value,) = value
+
+
+@pytest.mark.parametrize(
+    "word", ["0E0", "1e5", "12", ".5", "off", "yes", "null", "~", "true", "1:30", "2026-11-21", "", "a: b"]
+)
+def test_text_that_looks_like_something_else_is_written_as_text(word: str) -> None:
+    assert read_text(write_text({"key": word, "list": [word]}), "r.yaml") == {"key": word, "list": [word]}
+    assert yaml.safe_load(write_text({"key": word})) == {"key": word}

@@ -134,7 +134,8 @@ def test_a_wrong_parameter_is_told_at_its_place(parameters: dict[str, Any], plac
 def test_a_wrong_parameter_is_told_in_words_that_say_what_it_takes() -> None:
     stage = {"method": "cogram", "steepness": "hard", "tau_max": "1", "granularity": "weights", "tolerance": 1}
     assert messages(document(stages=[stage])) == {
-        "stages[0].steepness": "must be a mapping with the keys layer, neuron or a number at least 0; here 'hard'",
+        "stages[0].steepness": "must be a mapping with the keys layer, neuron "
+        "or a number at least 0 and at most 1e+12; here 'hard'",
         "stages[0].tau_max": "must be a number at least 0 or null; here '1'",
         "stages[0].granularity": "must be one of 'layer', 'neuron'; here 'weights'",
         "stages[0].tolerance": "must be a number at least 0 and less than 1; here 1",
