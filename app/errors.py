@@ -178,7 +178,8 @@ def internal_error(path: str) -> JSONResponse:
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem answers of a route, for its OpenAPI entry."""
     return {
-        status: {"model": ProblemDocument, "description": HTTPStatus(status).phrase} for status in (*statuses, 422, 500)
+        status: {"model": ProblemDocument, "description": HTTPStatus(status).phrase}
+        for status in (*statuses, 421, 422, 500)
     }
 
 

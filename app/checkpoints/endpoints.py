@@ -64,7 +64,7 @@ def list_tensors(checkpoint_id: str, ctx: Ctx, limit: Limit = 1000, page_token: 
 
 @router.delete("/{checkpoint_id}", status_code=204, responses=declared(404, 409))
 def delete_checkpoint(checkpoint_id: str, ctx: Ctx) -> None:
-    """Remove a checkpoint that no fusion uses."""
+    """Remove a checkpoint that no fusion uses; its bytes stay on the disk until a collector comes."""
     with ctx.database.transaction() as session:
         service.delete(session, checkpoint_id)
 

@@ -53,7 +53,7 @@ def get_dataset(dataset_id: str, ctx: Ctx) -> DatasetOut:
 
 @router.delete("/{dataset_id}", status_code=204, responses=declared(404, 409))
 def delete_dataset(dataset_id: str, ctx: Ctx) -> None:
-    """Remove a dataset that no fusion uses."""
+    """Remove a dataset that no fusion uses; its bytes stay on the disk until a collector comes."""
     with ctx.database.transaction() as session:
         service.delete(session, dataset_id)
 

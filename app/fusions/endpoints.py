@@ -99,7 +99,7 @@ def cancel_fusion(fusion_id: str, ctx: Ctx) -> FusionOut:
 
 @router.delete("/{fusion_id}", status_code=204, responses=declared(404, 409))
 def delete_fusion(fusion_id: str, ctx: Ctx) -> None:
-    """Remove a fusion that has ended, its events and its artifacts."""
+    """Remove a fusion that has ended, its events and its artifacts; their bytes stay on the disk until a collector comes."""
     with ctx.database.transaction() as session:
         service.delete(session, fusion_id)
 
