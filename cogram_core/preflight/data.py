@@ -72,7 +72,7 @@ def tensor_problems(
     problems = []
     if target_dtype not in _INTEGERS or len(target_shape) != 1:
         message = f"must be one integer class an example, shape [N]; here {target_dtype} {list(target_shape)}"
-        message += "; convert them to integers" if target_dtype not in _INTEGERS else "; flatten them"
+        message += "; convert them to integers" if target_dtype not in _INTEGERS else "; give one number an example"
         problems.append(Problem(f"{place}: targets", "dataset.invalid_targets", message))
     if input_dtype == "BOOL" or len(input_shape) < 2:
         message = f"must be numbers of shape [N, ...]; here {input_dtype} {list(input_shape)}"

@@ -33,6 +33,20 @@ def test_a_file_that_is_no_dataset_is_refused_by_the_name_that_the_caller_gave_i
     assert service.http.get("/v1/datasets").json()["items"] == []
 
 
+def test_targets_that_are_no_classes_are_told_with_the_remedy(service: Service) -> None:
+    for targets, remedy in (
+        (floats((4,)), "convert them to integers"),
+        (("I64", (4, 2), b"\0" * 64), "give one number an example"),
+    ):
+        content = safetensors_file({"inputs": floats((4, 3)), "targets": targets})
+        service.upload("datasets", "eval", "data.safetensors", content)
+        errors = service.http.post("/v1/datasets", json={"name": "eval"}).json()["errors"]
+        shape = f"here {targets[0]} {list(targets[1])}"
+        assert [error["message"] for error in errors] == [
+            f"must be one integer class an example, shape [N]; {shape}; {remedy}"
+        ]
+
+
 def test_a_dataset_is_one_file(service: Service) -> None:
     service.upload("datasets", "eval", "a.safetensors", examples())
     service.upload("datasets", "eval", "b.safetensors", examples())
