@@ -24,6 +24,7 @@ from examples.digits import service
 
 ROUNDS = 5
 LEASE_SECONDS = 10.0
+LARGE = 300_000
 
 
 def main() -> None:
@@ -33,7 +34,8 @@ def main() -> None:
         _upload(client, Path(folder))
         measures: dict[str, Callable[[Client], float]] = {
             "trivial merge, submit to succeeded": _trivial,
-            "cancel of a running job, request to cancelled": _cancel,
+            "cancel in a neuron sweep, request to cancelled": lambda c: _cancel(c, "holdout"),
+            f"cancel while the guard scores {LARGE:,} examples": lambda c: _cancel(c, "large"),
             "job's process killed, kill to started again": lambda c: _killed(c, _job_process),
             f"whole worker killed (lease {LEASE_SECONDS:.0f} s), kill to started again": lambda c: _killed(c, _worker),
         }
@@ -51,8 +53,8 @@ def _upload(client: Client, folder: Path) -> None:
         network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
         save_file(network.state_dict(), folder / f"{name}.safetensors")
         client.upload_checkpoint(name, folder / f"{name}.safetensors")
-    for name in ("evaluation", "holdout"):
-        data = {"inputs": torch.randn(1000, 64), "targets": torch.arange(1000) % 10}
+    for name, count in (("evaluation", 1000), ("holdout", 1000), ("large", LARGE)):
+        data = {"inputs": torch.randn(count, 64), "targets": torch.arange(count) % 10}
         save_file(data, folder / f"{name}.safetensors")
         client.upload_dataset(name, folder / f"{name}.safetensors")
 
@@ -70,21 +72,23 @@ def _trivial(client: Client) -> float:
 
 
 @contextmanager
-def _running(client: Client) -> Iterator[str]:
-    """A job in the middle of its neuron sweeps; cancelled at the end of the block."""
+def _running(client: Client, holdout: str = "holdout") -> Iterator[str]:
+    """A job in the middle of its neuron sweeps, or of the guard's scoring; cancelled at the end of the block."""
     stages = [{"method": "linear"}, {"method": "cogram", "granularity": "neuron", "prototypes": {"kind": "all"}}]
-    data = {"evaluation": "evaluation", "holdout": "holdout"}
+    data = {"evaluation": "evaluation", "holdout": holdout}
     fusion_id = client.submit(_recipe(stages, data=data))["id"]
+    awaited = "started" if holdout == "large" else "decisions"
     for event in client.follow(fusion_id):
-        if event.type == "decisions" and event.data["method"] == "cogram":
+        if event.type == awaited and event.data.get("method") != "linear":
             break
+    time.sleep(1.0)
     yield fusion_id
     client.cancel(fusion_id)
     client.wait(fusion_id, 60)
 
 
-def _cancel(client: Client) -> float:
-    with _running(client) as fusion_id:
+def _cancel(client: Client, holdout: str) -> float:
+    with _running(client, holdout) as fusion_id:
         start = time.perf_counter()
         client.cancel(fusion_id)
         ended = client.wait(fusion_id, 60)

@@ -8,6 +8,7 @@ never saw. Ends with exit code 0 only if the fused network was fetched and evalu
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -119,7 +120,6 @@ def main() -> None:
             client.upload_dataset(name, OUTPUT / f"{name}.safetensors")
         run(client, "Fisher", recipe(FISHER, "report"), OUTPUT / "fisher")
         fused = run(client, "Fisher + CoGraM", recipe(COGRAM, "best_on_holdout"), OUTPUT / "fused")
-        layers = client.trace_summary(fused["id"])
     states = {
         "clinic A (mostly 0–4)": load_file(OUTPUT / "clinic-a" / "model.safetensors"),
         "clinic B (mostly 5–9)": load_file(OUTPUT / "clinic-b" / "model.safetensors"),
@@ -134,7 +134,9 @@ def main() -> None:
     for name, state in states.items():
         table.add_row(name, f"{100 * score(state, clinics.test):.1f} %")
     console.print(table)
-    accepted, undone = (sum(layer[key] for layer in layers) for key in ("accepted", "rolled_back"))
+    report = json.loads((OUTPUT / "fused" / "report.json").read_text())
+    layers = [layer for layer in report["layers"] if layer["stage"] == len(COGRAM) - 1]
+    accepted, undone = (sum(layer[key] for layer in layers) for key in ("merged", "rolled_back"))
     console.print(f"{accepted} decisions accepted, {undone} rolled back. {fused['verdict']['summary']}")
     console.print(f"Files: {OUTPUT}/fused/ (model.safetensors, trace.parquet, report.json, …)")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def parse(document: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate_json(json.dumps(expanded))
     except ValidationError as error:
         problems = [*as_problems(error, expanded, Recipe, "recipe", PATTERNS), *problems]
-    problems += [*_stage_problems(expanded), *draft.problems()]
+    problems += [*_stage_problems(draft.stages), *draft.problems()]
+    problems.sort(key=lambda problem: problem.code == "recipe.missing_key")  # a mistyped key explains a missing one
     if problems:
         raise RecipeError(problems)
     stages = with_usual_start(recipe.stages, Stage(method="fisher"))
@@ -65,11 +66,10 @@ def _complete(stage: Stage) -> Stage:
     return stage.model_copy(update={"parameters": with_defaults(catalogue()[stage.method], stage.parameters)})
 
 
-def _stage_problems(document: Mapping[str, Any]) -> list[Problem]:
+def _stage_problems(stages: Sequence[Any]) -> list[Problem]:
     """Methods and their parameters, checked even where the rest of the document is wrong."""
     problems: list[Problem] = []
-    stages = document.get("stages")
-    for place, stage in enumerate(stages if isinstance(stages, list) else []):
+    for place, stage in enumerate(stages):
         if not isinstance(stage, Mapping) or not isinstance(stage.get("method"), str):
             continue
         location = f"stages[{place}]"

@@ -43,6 +43,7 @@ class Draft:
 
     sources: list[Any]
     counted: bool
+    stages: list[Any]
     entries: list[MethodEntry | None]
     mode: str
     base: bool
@@ -63,6 +64,7 @@ class Draft:
         return cls(
             sources=_list(meant.get("sources")),
             counted=isinstance(meant.get("sources"), list),
+            stages=_list(meant.get("stages")),
             entries=entries,
             mode=str(mode) if guard is not None else "best_on_holdout" if evaluated else "off",
             base=isinstance(meant.get("base"), str) and meant["base"] != "",

@@ -198,3 +198,15 @@ def test_what_is_no_mapping_is_refused(given: Any) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.from_document(given)
     assert caught.value.problems[0].code == "recipe.syntax"
+
+
+def test_a_mistyped_stages_is_named_first_and_what_is_in_it_is_checked() -> None:
+    sources = [{"name": name, "checkpoint": name} for name in "ab"]
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_document(
+            {"sources": sources, "stagees": [{"method": "liner"}, {"method": "linear", "normalise": 1}]}
+        )
+    found = {problem.location: problem.code for problem in caught.value.problems}
+    assert next(iter(found.items())) == ("stagees", "recipe.unknown_key")
+    assert found["stages[0].method"] == "recipe.unknown_method"
+    assert found["stages[1].normalise"] == "recipe.unknown_key"
