@@ -125,7 +125,10 @@ class TraceReading:
         assert self.process.stderr is not None
         said = (await self.process.stderr.read()).decode(errors="replace")
         code = await self.process.wait()
-        _log.error("trace.reader_failed", code=code, said=said[-4000:])
+        if self._stopped:
+            _log.info("trace.reader_stopped")  # nobody waited for it any more
+        else:
+            _log.error("trace.reader_failed", code=code, said=said[-4000:])
         raise TraceUnreadable.with_code(code)
 
 

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from app.fusions import trace_process
 from app.listening import listen
 from app.main import create_app
 from app.settings import Settings
@@ -128,3 +129,29 @@ def test_a_trace_that_breaks_off_is_no_whole_answer(sqlite_service: Service) -> 
     sqlite_service.succeed(fusion_id, {"trace.parquet": bytes(content)})
     with pytest.raises(httpx.RemoteProtocolError):
         sqlite_service.http.get(f"/v1/fusions/{fusion_id}/trace")
+
+
+def test_clients_that_take_nothing_lose_their_readers_and_until_then_others_are_told_to_come_again(
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = _traced(sqlite_service, 60_000)
+    monkeypatch.setattr(trace_process, "_QUEUE_SECONDS", 0.2)
+    monkeypatch.setattr(trace_process, "_SILENCE_SECONDS", 5)
+    with sqlite_service.connect(url), sqlite_service.connect(url):
+        _until(lambda: len(_readers()) == 2)
+        answer = sqlite_service.http.get(f"{url}/summary")
+        assert (answer.status_code, answer.json()["code"]) == (503, "trace.busy")
+        assert answer.headers["Retry-After"]
+        _until(lambda: not _readers())
+        assert sqlite_service.http.get(f"{url}?limit=1").status_code == 200
+
+
+def _readers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if _is_reader(child)]
+
+
+def _is_reader(process: psutil.Process) -> bool:
+    try:
+        return "app.fusions.trace_reader" in process.cmdline()
+    except psutil.Error:
+        return False  # it has just ended
