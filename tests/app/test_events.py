@@ -78,17 +78,16 @@ def test_an_event_whose_id_is_below_one_already_seen_still_wakes_its_follower(
     settings = small(tmp_path, postgresql_url, broker_server).model_copy(update={"heartbeat_comment_seconds": 30.0})
     with running(settings) as service:
         slow, fast = service.fusion(), service.fusion()
-        follower = service.connect(f"/v1/fusions/{slow}/events")
         slow_claim, fast_claim = service.claim(slow), service.claim(fast)
-        _receive_until(follower, b"event: started")
-        with service.context.database.transaction() as session:
-            assert jobs.report(session, slow_claim, {"done": 1}, [(EventType.PROGRESS, {"done": 1, "total": 3})])
-            _progress(service, fast_claim, 1)
-            time.sleep(0.3)  # the bell has seen the greater id
-        began = time.monotonic()
-        _receive_until(follower, b"event: progress")
-        assert time.monotonic() - began < 5
-        follower.close()
+        with service.connect(f"/v1/fusions/{slow}/events") as follower:
+            _receive_until(follower, b"event: started")
+            with service.context.database.transaction() as session:
+                assert jobs.report(session, slow_claim, {"done": 1}, [(EventType.PROGRESS, {"done": 1, "total": 3})])
+                _progress(service, fast_claim, 1)
+                time.sleep(0.3)  # the bell has seen the greater id
+            began = time.monotonic()
+            _receive_until(follower, b"event: progress")
+            assert time.monotonic() - began < 5
 
 
 def test_a_silent_stream_says_that_it_lives(service: Service) -> None:
