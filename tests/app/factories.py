@@ -42,7 +42,7 @@ class Service:
     def raw(self, method: str, target: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
         """A request whose target goes out as it is written here; status and document of the answer."""
         url = self.http.base_url
-        with socket.create_connection((url.host, url.port or 80), 10) as connection:
+        with socket.create_connection((url.host, url.port or 80), 25) as connection:
             head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -53,7 +53,7 @@ class Service:
     def connect(self, target: str) -> socket.socket:
         """A connection on which a GET has been sent."""
         url = self.http.base_url
-        connection = socket.create_connection((url.host, url.port or 80), 10)
+        connection = socket.create_connection((url.host, url.port or 80), 25)
         connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         return connection
 

@@ -87,7 +87,7 @@ def test_an_event_whose_id_is_below_one_already_seen_still_wakes_its_follower(
                 time.sleep(0.3)  # the bell has seen the greater id
             began = time.monotonic()
             _receive_until(follower, b"event: progress")
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20  # the heartbeat alone would take 30
 
 
 def test_a_silent_stream_says_that_it_lives(service: Service) -> None:
