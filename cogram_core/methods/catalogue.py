@@ -47,6 +47,8 @@ def _schema(method: TensorMethod | NetworkMethod) -> dict[str, Any]:
     schema.setdefault("properties", {})
     if method.params.ascending:
         schema["x-ascending"] = [list(pair) for pair in method.params.ascending]
+    if method.params.presets:
+        schema["x-presets"] = {name: dict(values) for name, values in method.params.presets.items()}
     return schema
 
 

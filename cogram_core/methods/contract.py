@@ -26,12 +26,13 @@ __all__ = ["Field", "MethodParams", "NetworkMethod", "Source", "StageContext", "
 class MethodParams(BaseModel):
     """Parameters of a method: validated, frozen, unknown keys refused.
 
-    ``ascending`` names pairs of fields whose values may not fall; it goes into the catalogue, so that the API refuses
-    what breaks it without loading torch.
+    ``ascending`` names pairs of fields whose values may not fall; ``presets`` has, for each value of a field ``preset``, the
+    defaults that it changes. Both go into the catalogue, so that the API can do without torch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     ascending: ClassVar[tuple[tuple[str, str], ...]] = ()
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @model_validator(mode="after")
     def _check_order(self) -> MethodParams:

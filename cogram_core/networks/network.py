@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from cogram_core.errors import NetworkError, Problem
 
+Level = Literal["layer", "neuron", "weight"]
+
 # Their weights have one row a neuron, and an entry of the bias.
 _ROW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -69,7 +69,8 @@ def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location
 
 def with_defaults(entry: MethodEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with every default written out, inside parameters that are mappings as well."""
-    return _filled(entry.schema, parameters, entry.schema.get("$defs", {}))
+    changed = entry.schema.get("x-presets", {}).get(parameters.get("preset"), {})
+    return _filled(entry.schema, {**changed, **parameters}, entry.schema.get("$defs", {}))
 
 
 def _filled(schema: Mapping[str, Any], values: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +144,13 @@ def _described(schema: Mapping[str, Any], models: Mapping[str, Any]) -> str:
         return _described(models[schema["$ref"].rpartition("/")[2]], models)
     if "enum" in schema:
         return "one of " + ", ".join(map(shown, schema["enum"]))
+    if "const" in schema:
+        return shown(schema["const"])
     if schema["type"] == "object":
         return "a mapping with the keys " + ", ".join(schema["properties"])
+    if schema["type"] == "array":
+        distinct = "different values" if schema.get("uniqueItems") else "values"
+        return f"a list of {distinct}, each {_described(schema['items'], models)}"
     limits = [f"{word} {schema[limit]:g}" for limit, word in _LIMITS.items() if limit in schema]
     return " ".join([_TYPES[schema["type"]], " and ".join(limits)]).strip()
 

@@ -61,12 +61,16 @@ class Draft:
         mode = guard.get("mode") if isinstance(guard, Mapping) else guard
         named = any(value is not None for value in data.values())
         evaluated = named or any(entry is not None and entry.needs_data for entry in entries)
+        literal = any(
+            isinstance(stage, Mapping) and stage.get("preset") == "paper" for stage in _list(meant.get("stages"))
+        )
+        usual = "best_on_holdout" if evaluated and not literal else "off"
         return cls(
             sources=_list(meant.get("sources")),
             counted=isinstance(meant.get("sources"), list),
             stages=_list(meant.get("stages")),
             entries=entries,
-            mode=str(mode) if guard is not None else "best_on_holdout" if evaluated else "off",
+            mode=str(mode) if guard is not None else usual,
             base=isinstance(meant.get("base"), str) and meant["base"] != "",
             evaluation=unreadable or data.get("evaluation") is not None,
             holdout=unreadable or data.get("holdout") is not None,
