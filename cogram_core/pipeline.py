@@ -20,7 +20,7 @@ from cogram_core.checkpoints.atomic import atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
 from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
-from cogram_core.evaluation.datasets import Dataset, check_targets, make_dataset, read_dataset
+from cogram_core.evaluation.datasets import Dataset, check_outputs, make_dataset, read_dataset
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
 from cogram_core.observer import Observer, SilentObserver
@@ -175,12 +175,12 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
     if needs_network(recipe):
         example = next(iter(sets.values())).inputs[:1]
         network = Network(copy.deepcopy(modules[0]).to(device, dtype), example)
-        _check_classes(network, {f"data.{name}": dataset for name, dataset in sets.items()})
+        _check_outputs(network, {f"data.{name}": dataset for name, dataset in sets.items()})
     return Inputs(sources, network, evaluation, holdout)
 
 
-def _check_classes(network: Network, datasets: Mapping[str, Dataset]) -> None:
-    problems = [p for place, dataset in datasets.items() for p in check_targets(dataset, network.classes, place)]
+def _check_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None:
+    problems = [p for place, dataset in datasets.items() for p in check_outputs(dataset, network.output_shape, place)]
     if problems:
         raise DatasetError(problems)
 
@@ -226,7 +226,7 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...
     network = None
     if layers is not None:
         network = Network(_module(layers, sources[0]), next(iter(datasets.values())).inputs[:1])
-        _check_classes(network, datasets)
+        _check_outputs(network, datasets)
     return Inputs(sources, network, datasets.get("data.evaluation"), datasets.get("data.holdout"))
 
 

@@ -12,23 +12,37 @@ from cogram_core.checkpoints.header import read_checkpoint_header
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES
 from cogram_core.errors import DatasetError, Problem
-from cogram_core.preflight.data import check_dataset_header, target_problems, tensor_problems
+from cogram_core.evaluation.losses import IGNORED, LossKind, predicted_tokens
+from cogram_core.preflight.data import check_dataset_header, target_problems, tensor_problems, value_problems
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Examples to evaluate on.
 
-    ``inputs`` has shape (N, ...), in the compute dtype; ``targets`` is int64 (N,); ``weights`` is float64 (N,), or None
-    where every example counts the same.
+    ``inputs`` has shape (N, ...), in the compute dtype, or int64 where the network takes token ids. ``targets`` decides
+    on the loss: int64 (N,) are classes, floating (N, ...) are values, int64 (N, T) are token labels, −100 ignored.
+    ``weights`` is float64 (N,), or None where every example counts the same; the loss of the whole is Σ w·l / Σ w. Token
+    data always has weights, by default its predicted tokens, so that its loss is the mean over tokens.
     """
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.weights is None and self.loss == "causal_lm":
+            object.__setattr__(self, "weights", predicted_tokens(self.targets))
+
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def loss(self) -> LossKind:
+        """The loss that the targets ask for."""
+        if self.targets.is_floating_point():
+            return "mean_squared_error"
+        return "cross_entropy" if self.targets.ndim == 1 else "causal_lm"
 
     def equals(self, other: Dataset) -> bool:
         """Whether the examples are the same, in the same order."""
@@ -39,8 +53,12 @@ class Dataset:
         total = len(self)
         if count >= total:
             return self
-        places = torch.arange(count, device=self.targets.device) * total // count
-        return Dataset(self.inputs[places], self.targets[places])
+        return self.take(torch.arange(count, device=self.targets.device) * total // count)
+
+    def take(self, places: Tensor) -> Dataset:
+        """The examples at ``places``, int64 (M,), in that order, with their weights."""
+        weights = None if self.weights is None else self.weights[places]
+        return Dataset(self.inputs[places], self.targets[places], weights)
 
     def to(self, device: torch.device) -> Dataset:
         """The same examples on ``device``."""
@@ -82,6 +100,20 @@ def make_dataset(inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str
     return Dataset(inputs.to(dtype), targets.to(torch.int64))
 
 
-def check_targets(dataset: Dataset, classes: int, place: str) -> list[Problem]:
-    """The problem of targets that the network has no class for."""
-    return target_problems(int(dataset.targets.min()), int(dataset.targets.max()), classes, place)
+def check_outputs(dataset: Dataset, shape: tuple[int, ...], place: str) -> list[Problem]:
+    """What keeps a network whose output for one example has ``shape`` from being judged by the targets."""
+    if dataset.loss == "mean_squared_error":
+        return value_problems(tuple(dataset.targets.shape[1:]), shape, place)
+    given = dataset.targets
+    if dataset.loss == "causal_lm":
+        if len(shape) != 2 or shape[0] != given.shape[1]:
+            message = f"are token labels for {given.shape[1]} places, but the network gives outputs {list(shape)}"
+            message += " an example, not one row of token scores a place; correct the network or the data"
+            return [Problem(f"{place}: labels", "dataset.wrong_output", message)]
+        given = given[given != IGNORED]
+        return target_problems(int(given.min()), int(given.max()), shape[-1], f"{place}: labels")
+    if len(shape) != 1:
+        message = f"are classes, but the network gives outputs {list(shape)} an example, not one row of class scores"
+        message += "; correct the network, or give floating targets of the output's shape"
+        return [Problem(f"{place}: targets", "dataset.wrong_output", message)]
+    return target_problems(int(given.min()), int(given.max()), shape[-1], f"{place}: targets")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cogram_core.evaluation.datasets import Dataset
-from cogram_core.evaluation.losses import cross_entropy, weighted_mean
+from cogram_core.evaluation.losses import example_losses, weighted_mean
 from cogram_core.networks.network import Network, Unit, UnitValue
 from cogram_core.stopping import stop_point
 
@@ -47,8 +47,9 @@ class PlainEvaluator:
 
     def loss(self) -> float:
         """See ``Evaluator.loss``."""
-        losses = cross_entropy(all_logits(self._network, self._dataset.inputs), self._dataset.targets)
-        mean = weighted_mean(losses, self._dataset.weights)
+        data = self._dataset
+        losses = example_losses(data.loss, all_logits(self._network, data.inputs), data.targets)
+        mean = weighted_mean(losses, data.weights)
         return mean if math.isfinite(mean) else math.inf
 
     def losses(self, unit: Unit, candidates: Sequence[UnitValue]) -> list[float]:

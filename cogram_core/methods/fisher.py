@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -85,7 +86,7 @@ def exact_fisher_chunks(network: Network, data: Dataset) -> Iterator[dict[str, T
     if not parameters:
         return
     size = sum(tensor.numel() for tensor in parameters.values())
-    chunk = max(1, _JACOBIAN_ELEMENTS // max(1, size * network.classes))
+    chunk = max(1, _JACOBIAN_ELEMENTS // max(1, size * math.prod(network.output_shape)))
 
     def logits(values: Mapping[str, Tensor], example: Tensor) -> Tensor:
         scores: Tensor = functional_call(network.module, dict(values), (example[None],))

@@ -57,16 +57,16 @@ class Network:
         """Takes over ``module``; ``example`` is a batch of one input, run once to learn the order of the layers.
 
         Raises:
-            NetworkError: if the module can't run on the example, doesn't give one row of class scores for it, or has
-                one tensor under two names.
+            NetworkError: if the module can't run on the example, doesn't give one floating output for it, or has one
+                tensor under two names.
         """
         _check_untied(module)
         self.module = module.eval().requires_grad_(False)
         self._live = {
             name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_floating_point()
         }
-        order, logits = _run_once(module, example)
-        self.classes = int(logits.shape[1])
+        order, output = _run_once(module, example)
+        self.output_shape = tuple(output.shape[1:])
         self.layers = tuple(_layers(module, order))
 
     @property
@@ -109,7 +109,7 @@ class Network:
             unit.part_of(self.tensor(name)).copy_(tensor)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Class scores (N, C) for inputs (N, ...)."""
+        """The outputs (N, ...) for inputs (N, ...): class scores, values or token scores, as the data's loss asks."""
         with torch.no_grad():
             result: Tensor = self.module(inputs)
         return result
@@ -137,7 +137,7 @@ def _run_once(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
     ]
     try:
         with torch.no_grad():
-            logits = module(example)
+            output = module(example)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first = str(error).splitlines()[0]
         message = f"the network can't run on one example of shape {tuple(example.shape[1:])}: {first}"
@@ -145,11 +145,11 @@ def _run_once(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != example.shape[0]:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        message = f"the network must give one row of class scores an example, (1, classes); it gave {shape}"
-        raise NetworkError([Problem("network", "network.not_a_classifier", message)])
-    return order, logits
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != example.shape[:1]:
+        shape = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        message = f"the network must give one tensor of floating numbers, an entry an example; it gave {shape}"
+        raise NetworkError([Problem("network", "network.wrong_output", message)])
+    return order, output
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ def _compare_data(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location: s
         yield Problem(f"{location}: inputs", "dataset.wrong_shape", message)
     classes = _classes(layers)
     if classes is not None:
-        yield from target_problems(facts.target_min, facts.target_max, classes, location)
+        yield from target_problems(facts.target_min, facts.target_max, classes, f"{location}: targets")
 
 
 def _wrong_input(layers: tuple[AnyLayer, ...], shape: tuple[int, ...]) -> str | None:

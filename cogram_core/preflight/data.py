@@ -89,7 +89,15 @@ def target_problems(low: int, high: int, classes: int, place: str) -> list[Probl
     if low >= 0 and high < classes:
         return []
     message = f"reach from {low} to {high}, but the network has the classes 0 to {classes - 1}; correct the targets"
-    return [Problem(f"{place}: targets", "dataset.targets_outside_classes", message)]
+    return [Problem(place, "dataset.targets_outside_classes", message)]
+
+
+def value_problems(values: tuple[int, ...], output: tuple[int, ...], place: str) -> list[Problem]:
+    """The problem of floating targets whose shape is not the network's output's; a lone last 1 may be left out."""
+    if (values or (1,)) == (output or (1,)):
+        return []
+    message = f"have shape {list(values)} an example, the network's outputs {list(output)}; give values of that shape"
+    return [Problem(f"{place}: targets", "dataset.wrong_output", message)]
 
 
 def _range(spec: TensorSpec) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
     network = Network(Backwards(), torch.zeros(1, 6))
     assert [layer.name for layer in network.layers] == ["first", "last"]
     assert "unused.weight" in network.names
-    assert network.classes == 3
+    assert network.output_shape == (3,)
 
 
 def test_a_layer_has_its_own_floating_tensors_and_as_many_neurons_as_outputs() -> None:
@@ -88,8 +88,8 @@ def test_a_network_that_cannot_run_on_its_data_is_refused() -> None:
     assert refusal(mlp(0), torch.zeros(1, 7)) == "network.cannot_run"
 
 
-def test_a_network_that_gives_no_class_scores_is_refused() -> None:
-    assert refusal(nn.Sequential(nn.Linear(6, 4), nn.Flatten(0)), torch.zeros(1, 6)) == "network.not_a_classifier"
+def test_a_network_that_gives_no_entry_an_example_is_refused() -> None:
+    assert refusal(nn.Sequential(nn.Linear(6, 4), nn.Flatten(0)), torch.zeros(1, 6)) == "network.wrong_output"
 
 
 def test_a_described_chain_computes_what_the_described_module_computes() -> None:

@@ -178,7 +178,10 @@ def a_device_that_is_not_there(folder: Path, given: dict[str, Any]) -> None:
         (a_broken_network, {"sources[0].checkpoint: network.json: layers[0]": "network.invalid_value"}),
         (an_unusable_path, {"sources[0].checkpoint": "checkpoint.unreadable"}),
         (a_network_that_can_not_run, {"network": "network.cannot_run"}),
-        (a_network_that_is_no_classifier, {"network": "network.not_a_classifier"}),
+        (
+            a_network_that_is_no_classifier,
+            {f"data.{part}: targets": "dataset.wrong_output" for part in ("evaluation", "holdout")},
+        ),
         (a_device_that_is_not_there, {"device": "recipe.no_such_device"}),
     ],
 )
