@@ -64,21 +64,33 @@ def fuse(
         OutputError: if the folder can't be written.
         FusionStopped: if the observer asked for it; nothing was written.
     """
-    parsed = _parse(recipe)
+    parsed = parse(recipe)
     heard = observer or SilentObserver()
     with ExitStack() as stack, stoppable(heard):
         folder = stack.enter_context(atomic_folder(Path(output)))
         stack.enter_context(_writable(output))
-        paths = _paths(parsed, inputs or {})
-        layers = preflight_files(parsed, paths).layers
-        resolved = _resolve(parsed, layers)
-        loaded = _load(resolved, paths, layers, stack)
+        paths = paths_of(parsed, inputs or {})
+        resolved, loaded = stack.enter_context(opened(parsed, paths))
         run = Run(resolved, loaded, folder, heard)
         stack.callback(run.close)
-        stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         outcome = run.carry_out()
         report = _write(folder, resolved, loaded, outcome, run, paths[resolved.sources[0].checkpoint])
     return Fusion(Path(output), outcome.verdict, report)
+
+
+@contextmanager
+def opened(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[tuple[Recipe, Inputs]]:
+    """The resolved recipe and its inputs; inside the block torch computes as the recipe says.
+
+    Raises:
+        InvalidInput: listing everything that is wrong with the inputs.
+    """
+    with ExitStack() as stack:
+        layers = preflight_files(recipe, paths).layers
+        resolved = _resolve(recipe, layers)
+        loaded = _load(resolved, paths, layers, stack)
+        stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
+        yield resolved, loaded
 
 
 @contextmanager
@@ -185,7 +197,8 @@ def _check_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None:
         raise DatasetError(problems)
 
 
-def _parse(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+def parse(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """The recipe in any of the forms that ``fuse`` takes."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
@@ -193,7 +206,8 @@ def _parse(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     return Recipe.load(recipe)
 
 
-def _paths(recipe: Recipe, inputs: Mapping[str, Path]) -> dict[str, Path]:
+def paths_of(recipe: Recipe, inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """The local path of each reference: as ``inputs`` has it, else the reference itself."""
     return {ref.value: Path(inputs.get(ref.value, ref.value)) for ref in recipe.references()}
 
 
