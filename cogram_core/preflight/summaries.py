@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from cogram_core.checkpoints.header import CheckpointHeader, TensorSpec, read_checkpoint_header
 from cogram_core.errors import NetworkError, Problem, RecipeError
-from cogram_core.recipe.document import MAX_LAYERS, PATTERNS, SequentialNetwork
-from cogram_core.recipe.layers import LAYER_NAME, MAX_SIZE, AnyLayer, Linear, ReLU
+from cogram_core.recipe.document import PATTERNS, SequentialNetwork
+from cogram_core.recipe.layers import LAYER_NAME, MAX_LAYERS, MAX_SIZE, AnyLayer, Linear, ReLU
 from cogram_core.recipe.reading import plain, read_text
 from cogram_core.recipe.wording import as_problems, shown
 

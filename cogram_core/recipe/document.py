@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,9 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from cogram_core.recipe.layers import LAYER_NAME, AnyLayerField, named_layers
+from cogram_core.recipe.layers import LAYER_NAME, MAX_LAYERS, AnyLayerField, check_names, count_layers
 
-MAX_LAYERS = 10_000
 Criterion = Literal["calibrated_loss", "loss", "accuracy"]
 CRITERIA: tuple[str, ...] = get_args(Criterion)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -76,9 +74,9 @@ class SequentialNetwork(_Part):
 
     @model_validator(mode="after")
     def _check_names(self) -> SequentialNetwork:
-        counts = Counter(name for name, _ in named_layers(self.layers))
-        if twice := [name for name, count in counts.items() if count > 1]:
-            raise ValueError(f"two layers are called {twice[0]!r}; names must differ (by default a layer's place)")
+        check_names(self.layers)
+        if (count := count_layers(self.layers)) > MAX_LAYERS:
+            raise ValueError(f"has {count} layers, those inside residuals included; {MAX_LAYERS} at most")
         return self
 
 

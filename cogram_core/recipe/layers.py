@@ -6,6 +6,7 @@ checkpoint fits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -14,6 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, mode
 LAYER_NAME = r"^[^.]+(\.[^.]+)*$"
 Shape = tuple[int, ...]
 MAX_SIZE = 2**24
+MAX_LAYERS = 10_000
+MAX_DEPTH = 8
 _Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 # Once a validator of ours has looked at it, JSON's list is a Python list, which strictness would refuse for a tuple.
 _Listed = Strict(False)
@@ -282,6 +285,19 @@ class Dropout(LayerSpec):
     p: float = Field(0.5, ge=0, le=1)
 
 
+class Embedding(LayerSpec):
+    """A row of its table for each token id."""
+
+    torch_class = "Embedding"
+    type: Literal["embedding"]
+    num_embeddings: _Size
+    embedding_dim: _Size
+
+    def tensors(self) -> dict[str, Shape]:
+        """The table, (num_embeddings, embedding_dim)."""
+        return {"weight": (self.num_embeddings, self.embedding_dim)}
+
+
 class Identity(LayerSpec):
     """Hands on its input."""
 
@@ -289,27 +305,48 @@ class Identity(LayerSpec):
     type: Literal["identity"]
 
 
-AnyLayer = (
-    Linear
-    | Conv1d
-    | Conv2d
-    | BatchNorm1d
-    | BatchNorm2d
-    | LayerNorm
-    | GroupNorm
-    | ReLU
-    | GELU
-    | SiLU
-    | Tanh
-    | Sigmoid
-    | MaxPool2d
-    | AvgPool2d
-    | AdaptiveAvgPool2d
-    | Flatten
-    | Unflatten
-    | Dropout
-    | Identity
-)
+class Residual(LayerSpec):
+    """layers(x) + shortcut(x), or layers(x) + x where no shortcut is given.
+
+    Tensors stand below its name: ``3.layers.0.weight``, ``3.shortcut.0.weight`` for the residual at place 3.
+    """
+
+    torch_class = "Residual"  # of cogram_core.networks.sequential; torch.nn has none
+    type: Literal["residual"]
+    layers: Annotated[tuple[AnyLayerField, ...], _Listed, Field(min_length=1, max_length=MAX_LAYERS)]
+    shortcut: Annotated[tuple[AnyLayerField, ...], _Listed, Field(min_length=1, max_length=MAX_LAYERS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_inside(self) -> Self:
+        if _depth(self) > MAX_DEPTH:
+            raise ValueError(f"residuals are nested deeper than {MAX_DEPTH} levels; flatten them")
+        for layers in self.branches().values():
+            check_names(layers)
+        return self
+
+    def branches(self) -> dict[str, tuple[AnyLayer, ...]]:
+        """Its lists of layers by name, those that are there."""
+        return {"layers": self.layers, **({} if self.shortcut is None else {"shortcut": self.shortcut})}
+
+    def tensors(self) -> dict[str, Shape]:
+        """Those of the layers inside, below ``layers`` and ``shortcut``."""
+        return {
+            f"{branch}.{name}": shape
+            for branch, layers in self.branches().items()
+            for name, shape in expected_tensors(layers).items()
+        }
+
+
+def _depth(layer: LayerSpec) -> int:
+    if not isinstance(layer, Residual):
+        return 0
+    return 1 + max(_depth(inner) for layers in layer.branches().values() for inner in layers)
+
+
+_Norm = BatchNorm1d | BatchNorm2d | LayerNorm | GroupNorm
+_Elementwise = ReLU | GELU | SiLU | Tanh | Sigmoid | Dropout | Identity
+_Shaping = MaxPool2d | AvgPool2d | AdaptiveAvgPool2d | Flatten | Unflatten
+AnyLayer = Linear | Conv1d | Conv2d | Embedding | _Norm | _Elementwise | _Shaping | Residual
 
 
 def _lower_type(value: Any) -> Any:
@@ -320,6 +357,7 @@ def _lower_type(value: Any) -> Any:
 
 
 AnyLayerField = Annotated[Annotated[AnyLayer, Field(discriminator="type")], BeforeValidator(_lower_type)]
+Residual.model_rebuild()
 
 
 def named_layers(layers: Iterable[LayerSpec]) -> list[tuple[str, LayerSpec]]:
@@ -332,3 +370,18 @@ def expected_tensors(layers: Iterable[LayerSpec]) -> dict[str, Shape]:
     return {
         f"{name}.{tensor}": shape for name, layer in named_layers(layers) for tensor, shape in layer.tensors().items()
     }
+
+
+def count_layers(layers: Iterable[LayerSpec]) -> int:
+    """How many layers there are, those inside residuals included."""
+    return sum(
+        1 + (sum(map(count_layers, layer.branches().values())) if isinstance(layer, Residual) else 0)
+        for layer in layers
+    )
+
+
+def check_names(layers: Iterable[LayerSpec]) -> None:
+    """Raises ValueError, for pydantic, where two layers of one list have one name."""
+    counts = Counter(name for name, _ in named_layers(layers))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"two layers are called {twice[0]!r}; names must differ (by default a layer's place)")

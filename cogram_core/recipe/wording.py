@@ -171,12 +171,15 @@ def _field_models(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
     return list(_models_of(model.model_fields[field].annotation)) if field in model.model_fields else []
 
 
-def _models_in(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """The model and all models of its fields."""
-    yield model
-    for field in model.model_fields:
-        for inner in _field_models(model, field):
-            yield from _models_in(inner)
+def _models_in(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """The model and all models of its fields, however deep; layers may hold layers."""
+    found: set[type[BaseModel]] = set()
+    left = [model]
+    while left:
+        if (next_model := left.pop()) not in found:
+            found.add(next_model)
+            left += [inner for field in next_model.model_fields for inner in _field_models(next_model, field)]
+    return found
 
 
 def _models_of(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -33,7 +33,7 @@ def _convolution(draw: st.DrawFn, kernel: st.SearchStrategy[Any]) -> dict[str, A
 
 @st.composite
 def layers(draw: st.DrawFn) -> dict[str, Any]:
-    """Any layer with random arguments."""
+    """Any layer but a residual, with random arguments."""
     kind = draw(st.sampled_from(sorted(_ARGUMENTS)))
     return {"type": kind, **_ARGUMENTS[kind](draw)}
 
@@ -56,6 +56,10 @@ def _group_norm(draw: st.DrawFn) -> dict[str, Any]:
     return {"num_groups": groups, "num_channels": groups * draw(small), "affine": draw(flags)}
 
 
+def _embedding(draw: st.DrawFn) -> dict[str, Any]:
+    return {"num_embeddings": draw(small), "embedding_dim": draw(small)}
+
+
 def _pool(draw: st.DrawFn) -> dict[str, Any]:
     return {"kernel_size": draw(pair), "stride": draw(st.none() | pair)}
 
@@ -72,6 +76,7 @@ _ARGUMENTS: dict[str, Any] = {
     "batchnorm2d": _norm,
     "layernorm": _layer_norm,
     "groupnorm": _group_norm,
+    "embedding": _embedding,
     "maxpool2d": _pool,
     "avgpool2d": _pool,
     "adaptiveavgpool2d": lambda draw: {"output_size": draw(pair)},
@@ -103,7 +108,7 @@ def test_the_random_layers_are_of_every_type() -> None:
     (spec,) = parsed({"type": "relu"})
     known = {member.__name__.lower() for member in AnyLayer.__args__}
     assert spec.torch_class.lower() in known
-    assert known == set(_ARGUMENTS)
+    assert known == {*_ARGUMENTS, "residual"}
 
 
 @settings(deadline=None, max_examples=200)
@@ -144,6 +149,8 @@ def test_a_built_layer_computes_what_its_torch_module_does(given: dict[str, Any]
     chain = made(given).eval()
     chain.load_state_dict({f"0.{name}": tensor for name, tensor in real.state_dict().items()})
     example = torch.randn(2, *shape)
+    if given["type"] == "embedding":
+        example = torch.randint(spec.num_embeddings, (2, 5))
     assert torch.equal(chain(example), real(example))
 
 
@@ -188,3 +195,62 @@ def test_arguments_that_only_torch_can_judge_are_refused_with_the_layers_place()
 def test_named_layers_are_named_by_their_place_where_they_have_no_name() -> None:
     chain = parsed({"type": "relu"}, {"type": "tanh", "name": "x"}, {"type": "relu"})
     assert [name for name, _ in named_layers(chain)] == ["0", "x", "2"]
+
+
+class Block(nn.Module):
+    """What a recipe calls residual, written by hand."""
+
+    def __init__(self, layers: nn.Sequential, shortcut: nn.Sequential | None) -> None:
+        super().__init__()
+        self.layers = layers
+        self.shortcut = shortcut
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layers(inputs) + (inputs if self.shortcut is None else self.shortcut(inputs))
+
+
+def linear(into: int, out: int) -> dict[str, Any]:
+    return {"type": "Linear", "in_features": into, "out_features": out}
+
+
+def test_residuals_compute_what_hand_written_ones_do_under_their_tensor_names() -> None:
+    inner = {"type": "residual", "name": "skip", "layers": [linear(4, 4), {"type": "tanh"}]}
+    wide = {"type": "Residual", "layers": [linear(4, 6), {"type": "relu"}, linear(6, 7)], "shortcut": [linear(4, 7)]}
+    given = ({"type": "Embedding", "num_embeddings": 9, "embedding_dim": 4}, inner, wide, {"type": "gelu"})
+    whole = nn.Sequential(
+        nn.Embedding(9, 4),
+        Block(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), None),
+        Block(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 7)), nn.Sequential(nn.Linear(4, 7))),
+        nn.GELU(),
+    )
+    state = {name.replace("1.layers", "skip.layers"): tensor for name, tensor in whole.state_dict().items()}
+    module = made(*given)
+    assert floating(module) == expected_tensors(parsed(*given)) == {name: tuple(t.shape) for name, t in state.items()}
+    assert {"skip.layers.0.bias", "2.layers.2.weight", "2.shortcut.0.weight"} <= state.keys()
+    module.load_state_dict(state)
+    ids = torch.randint(9, (3, 5))
+    assert torch.equal(module(ids), whole(ids))
+
+
+def test_residuals_may_stand_inside_residuals() -> None:
+    block: dict[str, Any] = linear(2, 2)
+    for _ in range(8):
+        block = {"type": "residual", "layers": [block]}
+    module = made(block)
+    deepest = "0." + 8 * "layers.0."
+    module.load_state_dict({f"{deepest}weight": torch.eye(2), f"{deepest}bias": torch.zeros(2)})
+    assert module(torch.tensor([[1.0, -3.0]])).tolist() == [[9.0, -27.0]]
+
+
+def test_a_residual_that_would_broadcast_is_refused() -> None:
+    module = made({"type": "residual", "layers": [linear(4, 1)]})
+    with pytest.raises(ValueError, match=r"here \[1\] and \[4\]"):
+        module(torch.zeros(3, 4))
+
+
+def test_a_name_inside_a_residual_is_refused_with_its_place() -> None:
+    for branch in ("layers", "shortcut"):
+        given = {"type": "residual", "layers": [LINEAR], branch: [{"type": "relu"}, {**LINEAR, "name": "forward"}]}
+        with pytest.raises(NetworkError) as caught:
+            made({"type": "relu"}, given)
+        assert [problem.location for problem in caught.value.problems] == [f"network.layers[1].{branch}[1]"]

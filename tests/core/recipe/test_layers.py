@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from cogram_core.recipe import Recipe, SequentialNetwork
+from cogram_core.recipe.layers import Residual
 from tests.core.recipe.documents import document, messages, problems
 
 ONE_OF_EACH: dict[str, dict[str, Any]] = {
@@ -28,6 +29,7 @@ ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "Unflatten": {"dim": 1, "unflattened_size": [2, 3]},
     "Dropout": {"p": 0.1},
     "Identity": {},
+    "Embedding": {"num_embeddings": 5, "embedding_dim": 3},
 }
 
 
@@ -87,6 +89,52 @@ CONV = {"in_channels": 4, "out_channels": 4, "kernel_size": 3}
 )
 def test_a_wrong_layer_is_told_at_its_place_and_nowhere_else(layer: Any, place: str, code: str) -> None:
     assert problems(network({"type": "relu"}, layer)) == {f"network.layers[1]{place}": f"recipe.{code}"}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    layer: dict[str, Any] = {"type": "relu"}
+    for _ in range(levels):
+        layer = {"type": "Residual", "layers": [layer]}
+    return layer
+
+
+def test_a_residual_holds_layers_of_any_type_and_reads_back_the_same() -> None:
+    inside = [{"type": name, **arguments} for name, arguments in ONE_OF_EACH.items()]
+    recipe = Recipe.from_document(network({"type": "RESIDUAL", "layers": [nested(7), *inside], "shortcut": inside}))
+    assert isinstance(recipe.network, SequentialNetwork)
+    (block,) = recipe.network.layers
+    assert isinstance(block, Residual)
+    assert [layer.torch_class for layer in block.layers] == ["Residual", *ONE_OF_EACH]
+    assert block.shortcut is not None
+    assert [layer.torch_class for layer in block.shortcut] == list(ONE_OF_EACH)
+    assert Recipe.from_document(recipe.to_document()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("layer", "place", "code"),
+    [
+        (nested(9), "", "invalid_value"),
+        ({"type": "residual"}, ".layers", "missing_key"),
+        ({"type": "residual", "layers": []}, ".layers", "invalid_value"),
+        ({"type": "residual", "layers": [{"type": "relu"}], "shortcut": []}, ".shortcut", "invalid_value"),
+        ({"type": "residual", "layers": [{"type": "relu"}], "short": 1}, ".short", "unknown_key"),
+        ({"type": "residual", "layers": [{"type": "relu"}, {"type": "LSTM"}]}, ".layers[1]", "invalid_value"),
+        ({"type": "residual", "layers": [nested(2), {"type": "Dropout", "p": 2}]}, ".layers[1].p", "invalid_value"),
+        ({"type": "residual", "layers": [{"type": "relu", "name": "a"}] * 2}, "", "invalid_value"),
+        (
+            {"type": "residual", "layers": [{"type": "residual", "layers": [{"type": "relu", "inplace": True}]}]},
+            ".layers[0].layers[0].inplace",
+            "unknown_key",
+        ),
+    ],
+)
+def test_a_wrong_residual_is_told_at_its_place_and_nowhere_else(layer: dict[str, Any], place: str, code: str) -> None:
+    assert problems(network({"type": "relu"}, layer)) == {f"network.layers[1]{place}": f"recipe.{code}"}
+
+
+def test_layers_inside_residuals_count_as_layers() -> None:
+    many = {"type": "residual", "layers": [{"type": "relu"}] * 5001}
+    assert problems(network(many, many)) == {"network": "recipe.invalid_value"}
 
 
 def test_a_mistyped_type_names_the_nearest() -> None:
