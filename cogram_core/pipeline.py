@@ -68,7 +68,7 @@ def fuse(
     heard = observer or SilentObserver()
     with ExitStack() as stack, stoppable(heard):
         folder = stack.enter_context(atomic_folder(Path(output)))
-        stack.enter_context(_writable(output))
+        stack.enter_context(writable(output))
         paths = paths_of(parsed, inputs or {})
         resolved, loaded = stack.enter_context(opened(parsed, paths))
         run = Run(resolved, loaded, folder, heard)
@@ -94,7 +94,7 @@ def opened(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[tuple[Recipe, 
 
 
 @contextmanager
-def _writable(output: str | Path) -> Iterator[None]:
+def writable(output: str | Path) -> Iterator[None]:
     """Reading has errors of its own, so what the operating system still refuses inside the block is the output."""
     try:
         yield
