@@ -10,14 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cogram_core.calibration import Calibration, calibrate
     from cogram_core.inspection import inspect
     from cogram_core.pipeline import Fusion, fuse, fuse_modules
     from cogram_core.recipe import Recipe
     from cogram_core.replaying import replay
 
-__all__ = ["Fusion", "Recipe", "fuse", "fuse_modules", "inspect", "replay"]
+__all__ = ["Calibration", "Fusion", "Recipe", "calibrate", "fuse", "fuse_modules", "inspect", "replay"]
 
 _HOMES = {
+    "Calibration": "cogram_core.calibration",
+    "calibrate": "cogram_core.calibration",
     "Fusion": "cogram_core.pipeline",
     "Recipe": "cogram_core.recipe",
     "fuse": "cogram_core.pipeline",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from app.cli.calibrate import calibrate
 from app.cli.failures import telling
 from app.cli.fuse import fuse
 from app.cli.look import inspect, methods, validate
@@ -16,7 +17,7 @@ _app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fuses trained neural network checkpoints into one, without retraining, and records every decision.",
 )
-for _command in (fuse, replay, inspect, validate, methods):
+for _command in (fuse, calibrate, replay, inspect, validate, methods):
     _app.command(rich_help_panel="On this machine")(telling(_command))
 for _command in (serve, migrate, api, dispatcher):
     _app.command(rich_help_panel="The service")(telling(_command))
