@@ -30,6 +30,9 @@ class Observer(Protocol):
     def decision(self, decision: Decision) -> None:
         """One unit was merged, refined, rolled back or skipped."""
 
+    def resumed(self, decisions: int) -> None:
+        """The first ``decisions`` were taken over from an earlier, killed run; from here on the run decides itself."""
+
     def stage_finished(self, stage: StageInfo) -> None:
         """A stage ended."""
 
@@ -48,6 +51,9 @@ class SilentObserver:
         """Ignored."""
 
     def decision(self, decision: Decision) -> None:
+        """Ignored."""
+
+    def resumed(self, decisions: int) -> None:
         """Ignored."""
 
     def stage_finished(self, stage: StageInfo) -> None:

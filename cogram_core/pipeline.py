@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cogram_core.checkpoints.atomic import atomic_folder
+from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
 from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
@@ -29,10 +28,11 @@ from cogram_core.preflight import NETWORK_FILE, needs_network, preflight_files
 from cogram_core.recipe import Recipe, SequentialNetwork
 from cogram_core.recipe.layers import AnyLayer, LayerSpec
 from cogram_core.recipe.reading import write_text
+from cogram_core.resuming import Identity, data_digests, earlier_run, sha256_of
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
-from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike
-from cogram_core.stopping import stop_point, stoppable
-from cogram_core.trace import Trace
+from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike, source_digests
+from cogram_core.stopping import stoppable
+from cogram_core.trace import JOURNAL_NAME, Trace
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,22 @@ def fuse(
     *,
     inputs: Mapping[str, Path] | None = None,
     observer: Observer | None = None,
+    journal: Path | None = None,
+    earlier: Sequence[Path] = (),
 ) -> Fusion:
     """Carries out a recipe and writes its output folder.
+
+    A run that was killed leaves its journal. The next one with the same recipe, sources and data goes on from there and
+    ends with the same bytes; it finds the journals of killed runs of the same output by itself.
 
     Args:
         recipe: a recipe, a parsed document, or the path of a YAML or JSON file.
         output: the folder to write; it appears complete by one rename, and must not exist before, or be empty.
         inputs: local paths by reference, for recipes whose references are names and not paths.
         observer: hears of the progress and may stop the run.
+        journal: where decisions are written down as the run goes; the file stays. By default in the folder to come, where
+            it ends with the run.
+        earlier: further journals to go on from; those of another run are ignored, and the report says so.
 
     Raises:
         InvalidInput: listing everything that is wrong with the recipe or its inputs; nothing was written.
@@ -67,11 +75,15 @@ def fuse(
     parsed = parse(recipe)
     heard = observer or SilentObserver()
     with ExitStack() as stack, stoppable(heard):
+        left = stack.enter_context(abandoned_folders(Path(output)))
         folder = stack.enter_context(atomic_folder(Path(output)))
         stack.enter_context(writable(output))
         paths = paths_of(parsed, inputs or {})
         resolved, loaded = stack.enter_context(opened(parsed, paths))
-        run = Run(resolved, loaded, folder, heard)
+        identity = Identity(resolved, source_digests(loaded.sources), data_digests(resolved, paths))
+        journals = [*earlier, *(path for path in (old / JOURNAL_NAME for old in left) if path.exists())]
+        past = stack.enter_context(earlier_run(journals, identity))
+        run = Run(resolved, loaded, folder, heard, identity=identity, earlier=past, journal=journal)
         stack.callback(run.close)
         outcome = run.carry_out()
         report = _write(folder, resolved, loaded, outcome, run, paths[resolved.sources[0].checkpoint])
@@ -289,15 +301,8 @@ def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: 
     (folder / "report.json").write_text(
         json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
-    lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    own = folder / JOURNAL_NAME
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path != own]
     (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+    own.unlink(missing_ok=True)  # as late as that: until now a run that is killed can be gone on from
     return report
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**22):
-            stop_point()
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -104,7 +104,7 @@ def rebuild(
     if written.kind == "average":
         return lambda name: plain_average([source.read(name) for source in sources])
     state: dict[str, Tensor] = {}
-    layers = _layers(sources[0])
+    layers = layers_of(sources[0])
     params = [parse_params(METHODS[stage.method], stage.parameters) for stage in recipe.stages]
     count = 0
     for decision in islice(decisions, written.seq):
@@ -112,8 +112,7 @@ def rebuild(
             raise _damaged(f"decision {count} is missing")
         count += 1
         try:
-            if decision.action == "merged":
-                _apply(decision, sources, state, layers, params[decision.stage])
+            apply_decision(decision, sources, state, layers, params[decision.stage])
         except (KeyError, IndexError, ValueError, RuntimeError, CheckpointError) as error:
             raise _damaged(f"decision {decision.seq} doesn't fit the sources: {error}") from error
     floating = {name for name, facts in sources[0].store.facts().items() if facts.floating}
@@ -126,7 +125,7 @@ def _damaged(what: str) -> ReplayError:
     return ReplayError([Problem("trace", "replay.damaged", f"{what}; get the trace again")])
 
 
-def _layers(source: LoadedSource) -> dict[str, Layer]:
+def layers_of(source: LoadedSource) -> dict[str, Layer]:
     """Each module's own floating tensors, by the part of the name before the last dot."""
     grouped: dict[str, list[str]] = {}
     for name, facts in source.store.facts().items():
@@ -135,7 +134,23 @@ def _layers(source: LoadedSource) -> dict[str, Layer]:
     return {layer: Layer(layer, tuple(names), 0) for layer, names in grouped.items()}
 
 
-def _apply(
+def apply_decision(
+    decision: Decision,
+    sources: Sequence[LoadedSource],
+    state: dict[str, Tensor],
+    layers: Mapping[str, Layer],
+    params: MethodParams,
+) -> None:
+    """Carries out one decision on ``state``: a whole tensor is replaced, a unit is changed in its place.
+
+    Raises:
+        KeyError, IndexError, ValueError, RuntimeError: if it doesn't fit the sources.
+    """
+    if decision.action == "merged":
+        _merge(decision, sources, state, layers, params)
+
+
+def _merge(
     decision: Decision,
     sources: Sequence[LoadedSource],
     state: dict[str, Tensor],
@@ -159,7 +174,8 @@ def _merged_tensor(
     decision: Decision, sources: Sequence[LoadedSource], values: list[Tensor], params: MethodParams
 ) -> Tensor:
     if decision.payload is not None:
-        return mix_elementwise(values, unpack_shares(decision.payload, values[0].shape, len(values)))
+        bounds = unpack_shares(decision.payload, values[0].shape, len(values))
+        return mix_elementwise(values, bounds.to(values[0].device))
     method = METHODS[decision.method]
     if not isinstance(method, TensorMethod):
         raise ValueError(f"{decision.method} needs its shares in the trace")

@@ -82,9 +82,15 @@ def build_report(
     summary: Summary,
     differing_integers: Sequence[str],
     seconds: float,
+    resumed_after: int,
+    ignored_journals: Sequence[str],
     device: torch.device,
 ) -> dict[str, Any]:
-    """The report as plain data."""
+    """The report as plain data.
+
+    ``resumed_after`` is how many decisions were taken over from an earlier, killed run, 0 where there was none; ``seconds``
+    are this run's alone. ``ignored_journals`` says which other journals were found, and why they were of no use.
+    """
     return {
         "version": 1,
         "verdict": dict(verdict),
@@ -94,6 +100,8 @@ def build_report(
         "layers": summary.to_document(),
         "integer_tensors": {"policy": "first", "differing": list(differing_integers)},
         "seconds": seconds,
+        "resumed_after": resumed_after,
+        "ignored_journals": list(ignored_journals),
         "environment": {
             "cogram_fusion": version("cogram-fusion"),
             "python": platform.python_version(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from cogram_core.networks.network import Network
 from cogram_core.observer import Observer, StageInfo
 from cogram_core.output import output_dtypes
 from cogram_core.recipe import Recipe
-from cogram_core.replaying import rebuild
+from cogram_core.replaying import apply_decision, layers_of, rebuild
 from cogram_core.report import Summary, build_report
-from cogram_core.sources import LoadedSource, check_finite, differing_integers
-from cogram_core.trace import Decision, Journal, Recorder
+from cogram_core.resuming import EarlierRun, Identity
+from cogram_core.sources import LoadedSource, check_finite, differing_integers, source_digests
+from cogram_core.stopping import stop_point
+from cogram_core.trace import JOURNAL_NAME, Decision, Journal, Recorder
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,35 @@ class Outcome:
 class Run:
     """Carries out one recipe. ``folder`` gets the journal while it goes and the trace at the end.
 
-    ``carry_out``, then writing the outcome's tensors, then ``finish``; all inside ``repeatable``.
+    ``carry_out``, then writing the outcome's tensors, then ``finish``; all inside ``repeatable``. With an ``identity`` the
+    journal can be gone on from, and with an ``earlier`` run of that identity this one goes on from it.
     """
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, folder: Path, observer: Observer) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        inputs: Inputs,
+        folder: Path,
+        observer: Observer,
+        *,
+        identity: Identity | None = None,
+        earlier: EarlierRun | None = None,
+        journal: Path | None = None,
+    ) -> None:
         self._recipe = recipe
         self._inputs = inputs
         self._folder = folder
         self._observer = observer
         self._summary = Summary()
         self._started = time.monotonic()
-        self._journal = Journal(folder / "trace.journal")
-        self._recorder = Recorder(self._journal, self._heard)
+        self._identity = identity
+        self._earlier = earlier or EarlierRun()
+        self._resumed = 0
+        self.journal = journal or folder / JOURNAL_NAME
+        self._journal = Journal(self.journal, None if identity is None else identity.to_document())
+        self._recorder = Recorder(
+            self._journal, self._heard, self._earlier.decisions, self._earlier.count, self._resumes
+        )
 
     def carry_out(self) -> Outcome:
         """Runs all stages and the guard.
@@ -73,9 +93,11 @@ class Run:
 
     def finish(self, outcome: Outcome) -> dict[str, Any]:
         """Writes ``trace.parquet`` and returns the report."""
+        known = self._inputs.sources
+        digests = source_digests(known) if self._identity is None else self._identity.sources
         sources = [
-            {"name": source.name, "weight": source.weight, "sha256": source.store.digest()}
-            for source in self._inputs.sources
+            {"name": source.name, "weight": source.weight, "sha256": digest}
+            for source, digest in zip(known, digests, strict=True)
         ]
         metadata = {
             "version": 1,
@@ -92,6 +114,8 @@ class Run:
             summary=self._summary,
             differing_integers=differing_integers(self._inputs.sources),
             seconds=time.monotonic() - self._started,
+            resumed_after=self._resumed,
+            ignored_journals=self._earlier.ignored,
             device=self._inputs.sources[0].device,
         )
 
@@ -104,6 +128,10 @@ class Run:
         jury = Jury(self._recipe.guard, network, None, None, {})
         for info in self._stages()[stages]:
             self._stage(info, network, jury)
+
+    def _resumes(self, taken: int) -> None:
+        self._resumed = taken
+        self._observer.resumed(taken)
 
     def _heard(self, decision: Decision) -> None:
         self._summary.add(decision)
@@ -142,6 +170,8 @@ class Run:
             recorder=self._recorder,
             observer=self._observer,
             milestone=milestone,
+            past=self._recorder.past,
+            restore=partial(self._restore, info, network),
         )
         method, params = METHODS[info.method], self._params(info)
         self._observer.stage_started(info)
@@ -157,10 +187,34 @@ class Run:
         self._observer.stage_finished(info)
         return heard[-1]
 
+    def _restore(self, info: StageInfo, network: Network, count: int) -> Decision | None:
+        """See ``StageContext.restore``."""
+        past = self._recorder.past
+        if not past.left or past.left < count:
+            past.forget()
+            return None
+        decision = None
+        state = {name: network.tensor(name) for name in network.names}
+        layers = layers_of(self._inputs.sources[0])
+        for done in range(count):
+            (decision,) = past.upcoming(1)
+            apply_decision(decision, self._inputs.sources, state, layers, self._params(info))
+            if decision.kind == "tensor":  # the others were changed in their place
+                network.tensor(decision.layer).copy_(state[decision.layer])
+                state[decision.layer] = network.tensor(decision.layer)
+            past.take(1)
+            self._observer.progress(info, done + 1, count)
+            stop_point()
+        return decision
+
     def _merge_tensor(self, info: StageInfo, method: TensorMethod, params: MethodParams, name: str) -> Tensor:
         values = [source.read(name) for source in self._inputs.sources]
         weights = [source.weight for source in self._inputs.sources]
         merged = method.merge(values, weights, params).to(values[0].dtype)
+        past = self._recorder.past
+        if any((known.stage, known.layer) == (info.index, name) for known in past.upcoming(1)):
+            past.take(1)
+            return merged
         self._recorder.record(
             stage=info.index, method=info.method, layer=name, kind="tensor", action="merged", step=1.0, reason="formula"
         )

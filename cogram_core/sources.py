@@ -159,6 +159,11 @@ def _shown(facts: TensorFacts | None) -> str:
     return "not there" if facts is None else f"{DTYPE_NAMES[facts.dtype]} {list(facts.shape)}"
 
 
+def source_digests(sources: list[LoadedSource]) -> tuple[str, ...]:
+    """SHA-256 of each source's contents."""
+    return tuple(source.store.digest() for source in sources)
+
+
 def check_finite(sources: list[LoadedSource]) -> None:
     """Reads every floating tensor once.
 

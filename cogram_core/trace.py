@@ -1,19 +1,22 @@
 """The trace: every decision of a run, in order. Free of torch.
 
 While a run goes its rows stand in a *journal*, an Arrow IPC stream that stays readable up to its last complete batch
-whatever happens to the process. A finished run's trace is one Parquet file (zstd) with the same columns and, in its
-metadata, what ``replay`` needs beside the sources.
+whatever happens to the process, and from which a later run goes on. A finished run's trace is one Parquet file (zstd)
+with the same columns and, in its metadata, what ``replay`` needs beside the sources.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +27,8 @@ UnitKind = Literal["tensor", "layer", "neuron"]
 Action = Literal["merged", "refined", "rolled_back", "skipped"]
 
 METADATA_KEY = b"cogram"
+JOURNAL_NAME = "trace.journal"
+_CHECKSUM_KEY = b"crc32"
 _METADATA = {"version", "recipe", "sources", "written", "verdict"}
 _BATCH_ROWS = 512
 _BATCH_SECONDS = 1.0
@@ -90,12 +95,16 @@ def _batch(decisions: list[Decision]) -> pa.RecordBatch:
 
 
 class Journal:
-    """Writes decisions as the run goes, in batches; the row that comes a second after a batch's first completes it."""
+    """Writes decisions as the run goes, in batches; the row that comes a second after a batch's first completes it.
 
-    def __init__(self, path: Path) -> None:
+    ``identity`` says what run it is of; it stands at the head of the file.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self._file = path.open("wb")
-        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        head = {METADATA_KEY: json.dumps(identity or {}, sort_keys=True).encode()}
+        self._stream = pa.ipc.new_stream(self._file, SCHEMA.with_metadata(head))
         self._file.flush()
         self._waiting: list[Decision] = []
         self._waiting_bytes = 0
@@ -114,7 +123,8 @@ class Journal:
     def flush(self) -> None:
         """Hands all rows taken so far to the operating system, as one complete batch."""
         if self._waiting:
-            self._stream.write_batch(_batch(self._waiting))
+            batch = _batch(self._waiting)
+            self._stream.write_batch(batch, custom_metadata={_CHECKSUM_KEY: _checksum(batch)})
             self._file.flush()
             self._waiting, self._waiting_bytes = [], 0
 
@@ -129,26 +139,56 @@ class Journal:
         """Every decision taken so far, read back from the file."""
         self.flush()
         for batch in read_journal(self.path):
-            yield from _decisions(batch)
+            yield from decisions_of(batch)
 
     def finish(self, target: Path, metadata: Mapping[str, Any]) -> None:
-        """Ends the stream, writes its rows, batch by batch, as a Parquet file with ``metadata``, and removes the journal."""
+        """Ends the stream, writes its rows, batch by batch, as a Parquet file with ``metadata``."""
         self.close()
         schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
         with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
             for batch in read_journal(self.path):
                 writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
-        self.path.unlink()
 
 
 def read_journal(path: Path) -> Iterator[pa.RecordBatch]:
-    """The complete batches of a journal; a batch that was cut off ends it."""
+    """The complete batches of a journal; a batch that was cut off or damaged ends it."""
     with path.open("rb") as file:
-        try:
-            with pa.ipc.open_stream(file) as stream:
-                yield from stream
-        except (pa.ArrowException, OSError):
-            return
+        yield from journal_batches(file)
+
+
+def journal_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """See ``read_journal``; of an open file, from its start."""
+    file.seek(0)
+    try:
+        with pa.ipc.open_stream(file) as stream:
+            while stream.schema.equals(SCHEMA):
+                batch, metadata = stream.read_next_batch_with_custom_metadata()
+                batch.validate(full=True)  # before its offsets are followed
+                if metadata is None or metadata.get(_CHECKSUM_KEY) != _checksum(batch):
+                    return
+                yield batch
+    except _UNREADABLE:
+        return
+
+
+def journal_identity(file: BinaryIO) -> Any:
+    """What an open journal says of the run that wrote it; None where it is not a journal of this format."""
+    file.seek(0)
+    try:
+        with pa.ipc.open_stream(file) as stream:
+            schema = stream.schema
+            return json.loads((schema.metadata or {})[METADATA_KEY]) if schema.equals(SCHEMA) else None
+    except (*_UNREADABLE, KeyError, ValueError):
+        return None
+
+
+# What Arrow raises on damage: lengths in it may ask for any amount of memory, and the end of a stream is one error more.
+_UNREADABLE = (pa.ArrowException, OSError, MemoryError, OverflowError, StopIteration)
+
+
+def _checksum(batch: pa.RecordBatch) -> bytes:
+    """Arrow has none of its own, and a decision read wrong would be carried out wrong."""
+    return str(zlib.crc32(batch.serialize())).encode()
 
 
 class Trace:
@@ -184,7 +224,7 @@ class Trace:
         while True:
             with self._readable():
                 batch = next(batches, None)
-                rows = [] if batch is None else list(_decisions(batch))
+                rows = [] if batch is None else list(decisions_of(batch))
             if batch is None:
                 return
             yield from rows
@@ -216,7 +256,8 @@ def _metadata(schema: pa.Schema) -> dict[str, Any] | None:
     return metadata if isinstance(metadata, dict) and metadata.keys() >= _METADATA else None
 
 
-def _decisions(batch: pa.RecordBatch) -> Iterator[Decision]:
+def decisions_of(batch: pa.RecordBatch) -> Iterator[Decision]:
+    """The rows of a batch."""
     for row in batch.to_pylist():
         yield Decision(**{**row, **{key: _tuple(row[key]) for key in ("loss_sources", "shares")}})
 
@@ -225,11 +266,67 @@ def _tuple(value: list[float] | None) -> tuple[float, ...] | None:
     return None if value is None else tuple(value)
 
 
-class Recorder:
-    """Numbers and times a run's decisions, writes them to the journal and tells ``listener`` of each."""
+class Past:
+    """The decisions of an earlier, killed run of the same recipe on the same inputs, to be gone through again.
 
-    def __init__(self, journal: Journal, listener: Callable[[Decision], None]) -> None:
+    Read only as they are asked for. ``taken`` counts those that were taken over, ``left`` those that are still there.
+    """
+
+    def __init__(
+        self,
+        decisions: Iterable[Decision],
+        count: int,
+        again: Callable[[Decision], None],
+        ended: Callable[[int], object],
+    ) -> None:
+        self.left = count
+        self.taken = 0
+        self._decisions = islice(decisions, count)
+        self._again = again
+        self._ended = ended
+        self._next: deque[Decision] = deque()
+
+    def upcoming(self, count: int) -> Sequence[Decision]:
+        """The next decisions, ``count`` at most; fewer only where there are no more. They stay where they are."""
+        self._next.extend(islice(self._decisions, max(0, count - len(self._next))))
+        return tuple(islice(self._next, count))
+
+    def take(self, count: int) -> None:
+        """Takes the next ``count`` decisions over into this run, which goes on after them; the caller has applied them."""
+        for decision in self.upcoming(count):
+            self._next.popleft()
+            self.left -= 1
+            self.taken += 1
+            self._again(decision)
+            if self.left == 0:
+                self._ended(self.taken)
+
+    def forget(self) -> None:
+        """Drops what is left: it ends inside something that has to be computed again from its start."""
+        if self.left and self.taken:
+            self._ended(self.taken)
+        self._next.clear()
+        self._decisions = islice((), 0)
+        self.left = 0
+
+
+class Recorder:
+    """Numbers and times a run's decisions, writes them to the journal and tells ``listener`` of each.
+
+    ``past`` has the first ``left`` of ``earlier``, an earlier run's decisions; ``resumed`` is told, once, how many of them
+    were taken over.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        listener: Callable[[Decision], None],
+        earlier: Iterable[Decision] = (),
+        left: int = 0,
+        resumed: Callable[[int], object] = bool,
+    ) -> None:
         self.count = 0
+        self.past = Past(earlier, left, self._again, resumed)
         self._journal = journal
         self._listener = listener
         self._start = time.monotonic()
@@ -253,7 +350,9 @@ class Recorder:
         loss_after: float | None = None,
         payload: bytes | None = None,
     ) -> None:
-        """Adds the next row of the trace."""
+        """Adds the next row of the trace; what is left of the past is of no use from here on."""
+        if self.past.left:
+            self.past.forget()
         decision = Decision(
             seq=self.count,
             stage=stage,
@@ -274,6 +373,13 @@ class Recorder:
             elapsed=time.monotonic() - self._start,
             payload=payload,
         )
+        self._add(decision)
+
+    def _again(self, decision: Decision) -> None:
+        self._start = time.monotonic() - decision.elapsed  # the clock goes on where the earlier run stopped
+        self._add(decision)
+
+    def _add(self, decision: Decision) -> None:
         self.count += 1
         self._journal.append(decision)
         self._listener(decision)

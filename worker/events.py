@@ -37,6 +37,7 @@ class EventWriter:
         self._batch: Counter[str] = Counter()
         self._steps: tuple[int, int] | None = None
         self._loss: float | None = None
+        self._resumed: dict[str, int] = {}
 
     def stage_started(self, stage: StageInfo) -> None:
         """A stage begins."""
@@ -57,6 +58,13 @@ class EventWriter:
             if decision.loss_after is not None and math.isfinite(decision.loss_after):
                 self._loss = decision.loss_after
 
+    def resumed(self, decisions: int) -> None:
+        """So many decisions were taken over from an earlier attempt."""
+        with self._lock:
+            self._close_batch()
+            self._resumed = {"resumed_after": decisions}
+            self._events.append((EventType.RESUMED, {"decisions": decisions}))
+
     def stage_finished(self, stage: StageInfo) -> None:
         """A stage ended."""
         with self._lock:
@@ -70,7 +78,7 @@ class EventWriter:
             if not self._events:
                 return None
             taken, self._events = self._events, []
-            return Written(taken, dict(self._progress))
+            return Written(taken, self._progress | self._resumed)
 
     def _close_batch(self) -> None:
         stage = {key: value for key, value in self._progress.items() if key in _STAGE}

@@ -86,6 +86,10 @@ class Job:
         """One unit was merged, refined, rolled back or skipped."""
         self._keeper.events.decision(decision)
 
+    def resumed(self, decisions: int) -> None:
+        """What an earlier attempt had decided stands again; from here on this one decides."""
+        self._keeper.events.resumed(decisions)
+
     def stage_finished(self, stage: StageInfo) -> None:
         """A stage ended."""
         self._keeper.events.stage_finished(stage)

@@ -58,6 +58,10 @@ class ProgressBar:
         self._rolled_back += decision.action == "rolled_back"
         self._update(decisions=f"{self._accepted} accepted, {self._rolled_back} rolled back")
 
+    def resumed(self, decisions: int) -> None:
+        """One line, above the bar."""
+        self._progress.console.print(f"resumed after {decisions} decisions of a run that was killed")
+
     def stage_finished(self, stage: StageInfo) -> None:  # noqa: ARG002
         """Fills the bar."""
         if self._task is not None:

@@ -20,6 +20,7 @@ class EventType(StrEnum):
     STAGE_STARTED = "stage_started"
     PROGRESS = "progress"
     DECISIONS = "decisions"
+    RESUMED = "resumed"
     STAGE_FINISHED = "stage_finished"
     REQUEUED = "requeued"
     CANCELLING = "cancelling"

@@ -18,7 +18,7 @@ from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
 from cogram_core.observer import Observer, StageInfo
 from cogram_core.stopping import stop_point
-from cogram_core.trace import Recorder
+from cogram_core.trace import Decision, Past, Recorder
 
 __all__ = ["Field", "MethodParams", "NetworkMethod", "Source", "StageContext", "TensorMethod"]
 
@@ -79,6 +79,11 @@ class StageContext:
     observer: Observer
     milestone: Callable[[str], None]
     """Called with a label when M is worth comparing: the guard scores it there and then."""
+    past: Past
+    """What an earlier, killed run has left of this one; a stage takes over what it has carried out again, or forgets it."""
+    restore: Callable[[int], Decision | None]
+    """Carries out the past's next ``count`` decisions on M and takes them over; the last one is returned. None, and the
+    past forgotten, where they are not all there: the caller computes them."""
 
     @property
     def record(self) -> Callable[..., None]:

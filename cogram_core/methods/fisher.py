@@ -38,6 +38,12 @@ def run(context: StageContext, params: Params) -> None:
 
     Source: Matena & Raffel 2022, arXiv:2111.09832, eq. 4 and 5.
     """
+    if context.restore(len(context.network.names)) is None:
+        _merge(context, params)
+    context.milestone("merged")
+
+
+def _merge(context: StageContext, params: Params) -> None:
     fishers = []
     for place, source in enumerate(context.sources):
         fishers.append(_source_fisher(context, source, params))
@@ -47,7 +53,6 @@ def run(context: StageContext, params: Params) -> None:
     for name in context.network.names:
         stop_point()
         _merge_tensor(context, name, [fisher.get(name) for fisher in fishers], epsilon)
-    context.milestone("merged")
 
 
 def _source_fisher(context: StageContext, source: Source, params: Params) -> dict[str, Tensor]:
