@@ -49,6 +49,7 @@ def test_help_lists_every_command() -> None:
         "dispatcher",
         "migrate",
         "fuse",
+        "calibrate",
         "replay",
         "inspect",
         "validate",
@@ -159,3 +160,25 @@ def test_methods_lists_the_catalogue() -> None:
     assert code == 0
     for method in ("linear", "fisher", "cogram"):
         assert method in out
+
+
+def test_calibrate_prints_the_table_and_writes_a_recipe_that_fuses(small_inputs: Inputs, tmp_path: Path) -> None:
+    stages = [{"method": "fisher", "examples": 64}, {"method": "cogram"}]
+    path = _written(small_inputs, small_inputs.recipe(stages=stages), tmp_path)
+    code, out, err = _run("calibrate", path, "-o", tmp_path / "calibrated", "--trials", 4)
+    assert (code, out.strip()) == (0, str(tmp_path / "calibrated"))
+    table = json.loads((tmp_path / "calibrated" / "calibration.json").read_text())
+    assert len(table["trials"]) == 4
+    assert _words(table["summary"]) in _words(err)
+    assert "the recipe's own" in _words(err)
+    code, _, _ = _run("fuse", tmp_path / "calibrated" / "recipe.calibrated.yaml", "-o", tmp_path / "out")
+    assert code == 0
+
+
+def test_calibrate_says_which_stages_it_could_take(small_inputs: Inputs, tmp_path: Path) -> None:
+    path = _written(small_inputs, small_inputs.recipe(), tmp_path)
+    code, out, err = _run("calibrate", path, "-o", tmp_path / "calibrated")
+    assert (code, out) == (2, "")
+    assert "1, 2" in err
+    assert "stage" in err
+    assert not (tmp_path / "calibrated").exists()
