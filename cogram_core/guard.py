@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.scores import Score, score
-from cogram_core.mixing import keep_common, mix
+from cogram_core.mixing import plain_average
 from cogram_core.networks.network import Network
 from cogram_core.recipe import Guard
 
@@ -161,11 +161,5 @@ def hear_inputs(jury: Jury, network: Network, states: list[tuple[str, Callable[[
     for place, (label, read) in enumerate(states):
         network.load({name: read(name) for name in network.names})
         jury.hear(Choice("source", label, source=place))
-    network.load({name: plain_average([read(name) for _, read in states]) for name in network.names})
+    network.load({name: plain_average((read(name) for _, read in states), len(states)) for name in network.names})
     jury.hear(Choice("average", "plain average"))
-
-
-def plain_average(tensors: list[Tensor]) -> Tensor:
-    """The mean with equal weights, rounded once."""
-    total = mix(tensors, [1.0] * len(tensors))
-    return keep_common(tensors, total / len(tensors)).to(tensors[0].dtype)

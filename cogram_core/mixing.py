@@ -11,7 +11,7 @@ themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -67,6 +67,37 @@ def keep_common(values: Sequence[Tensor], mixed: Tensor) -> Tensor:
     for other in others:
         same &= other == first
     return torch.where(same, first, mixed)
+
+
+def mix_streamed(values: Iterable[Tensor], shares: Sequence[float | Tensor]) -> Tensor:
+    """``mix`` and ``keep_common`` over values of shape (...) that are taken one by one, so that one is held at a time.
+
+    Shares may be tensors that broadcast against the values.
+    """
+    first, same, total = _summed(values, shares)
+    return total if same is None else torch.where(same, first, total)
+
+
+def plain_average(values: Iterable[Tensor], count: int) -> Tensor:
+    """The mean of ``count`` values of shape (...) with equal weights, rounded once, to their dtype; taken one by one."""
+    first, same, total = _summed(values, [1.0] * count)
+    mean = total / count
+    return (mean if same is None else torch.where(same, first, mean)).to(first.dtype)
+
+
+def _summed(values: Iterable[Tensor], shares: Sequence[float | Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The first value, where all agree with it (None: it doesn't matter), and Σ aᵢ·xᵢ in float64."""
+    first = total = torch.empty(0)
+    same: Tensor | None = None
+    for place, (value, share) in enumerate(zip(values, shares, strict=True)):
+        if place == 0:
+            first, total = value, value.double() * share
+            same = torch.ones_like(value, dtype=torch.bool) if value.dtype == torch.float64 else None
+            continue
+        total += value.double() * share
+        if same is not None:
+            same &= value == first
+    return first, same, total
 
 
 def step_towards(current: Tensor, target: Tensor, step: float) -> Tensor:

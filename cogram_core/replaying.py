@@ -12,13 +12,13 @@ from torch import Tensor
 from cogram_core.checkpoints.atomic import atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.errors import CheckpointError, InvalidInput, Problem, ReplayError
-from cogram_core.guard import Choice, plain_average
-from cogram_core.methods import METHODS
-from cogram_core.methods.cogram.decide import mix_unit, step_unit
+from cogram_core.guard import Choice
+from cogram_core.methods import METHODS, cogram
 from cogram_core.methods.contract import MethodParams, TensorMethod, parse_params
-from cogram_core.mixing import mix_elementwise, unpack_shares
-from cogram_core.networks.network import Layer, Unit
+from cogram_core.mixing import mix_elementwise, mix_streamed, plain_average, step_towards, unpack_shares
+from cogram_core.networks.layers import Layer, make_layer
 from cogram_core.output import output_dtypes, write_checkpoint
+from cogram_core.payload import unpack_values
 from cogram_core.recipe import Recipe
 from cogram_core.sources import CheckpointStore, LoadedSource
 from cogram_core.trace import Decision, Trace
@@ -102,7 +102,7 @@ def rebuild(
     if written.kind == "source":
         return sources[written.source or 0].read
     if written.kind == "average":
-        return lambda name: plain_average([source.read(name) for source in sources])
+        return lambda name: plain_average((source.read(name) for source in sources), len(sources))
     state: dict[str, Tensor] = {}
     layers = layers_of(sources[0])
     params = [parse_params(METHODS[stage.method], stage.parameters) for stage in recipe.stages]
@@ -131,7 +131,10 @@ def layers_of(source: LoadedSource) -> dict[str, Layer]:
     for name, facts in source.store.facts().items():
         if facts.floating:
             grouped.setdefault(name.rpartition(".")[0], []).append(name)
-    return {layer: Layer(layer, tuple(names), 0) for layer, names in grouped.items()}
+    return {
+        layer: make_layer(layer, {name: source.store.facts()[name].shape for name in names}, 0)
+        for layer, names in grouped.items()
+    }
 
 
 def apply_decision(
@@ -146,7 +149,9 @@ def apply_decision(
     Raises:
         KeyError, IndexError, ValueError, RuntimeError: if it doesn't fit the sources.
     """
-    if decision.action == "merged":
+    if decision.action == "trained":
+        state[decision.layer] = _trained_tensor(decision, sources[0])
+    elif decision.action == "merged":
         _merge(decision, sources, state, layers, params)
 
 
@@ -163,11 +168,33 @@ def _merge(
         return
     if decision.shares is None or decision.step is None:
         raise ValueError("it has no shares or no step")
-    unit = Unit(layers[decision.layer], decision.row)
-    current = {name: unit.part_of(state[name]) for name in unit.layer.tensors}
-    parts = [{name: unit.part_of(source.read(name)) for name in unit.layer.tensors} for source in sources]
-    for name, value in step_unit(current, mix_unit(parts, decision.shares), decision.step).items():
-        unit.part_of(state[name]).copy_(value)
+    layer = layers[decision.layer]
+    column = None if decision.column is None else layer.place(decision.column)
+    for name in layer.tensors if column is None else column[:1]:
+        current = state[name] if decision.row is None else state[name][decision.row]
+        values = [_unit_part(source, name, decision.row) for source in sources]
+        if column is not None:
+            current = current.view(-1)[column[1]]
+            values = [value.reshape(-1)[column[1]] for value in values]
+        mixed = mix_streamed([*values, *_extra_values(params, current, values)], decision.shares)
+        current.copy_(step_towards(current, mixed, decision.step))
+
+
+def _unit_part(source: LoadedSource, name: str, row: int | None) -> Tensor:
+    return source.read(name) if row is None else source.read_rows(name, row, row + 1)[0]
+
+
+def _extra_values(params: MethodParams, current: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
+    """What stood in the mix beside the sources."""
+    extras = params.extras if isinstance(params, cogram.Params) else ()
+    return [current.clone() if extra == "current" else plain_average(values, len(values)) for extra in extras]
+
+
+def _trained_tensor(decision: Decision, source: LoadedSource) -> Tensor:
+    if decision.payload is None:
+        raise ValueError("it has no values")
+    values = unpack_values(decision.payload, source.store.facts()[decision.layer].shape, source.dtype)
+    return values.to(source.device)
 
 
 def _merged_tensor(

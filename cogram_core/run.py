@@ -36,6 +36,7 @@ class Inputs:
     network: Network | None
     evaluation: Dataset | None
     holdout: Dataset | None
+    training: Dataset | None
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ class Run:
             sources=self._inputs.sources,
             network=network,
             evaluation=self._inputs.evaluation,
+            training=self._inputs.training,
+            holdout=self._inputs.holdout,
             seed=self._recipe.seed,
             recorder=self._recorder,
             observer=self._observer,

@@ -43,6 +43,10 @@ class TensorStore(Protocol):
         """One tensor in its stored dtype, in memory of its own."""
         ...
 
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows first to last − 1 of one tensor in its stored dtype, in memory of their own."""
+        ...
+
     def digest(self) -> str:
         """SHA-256 of the contents."""
         ...
@@ -62,6 +66,10 @@ class CheckpointStore:
     def read(self, name: str) -> Tensor:
         """See ``TensorStore.read``."""
         return self._reader.read(name)
+
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """See ``TensorStore.read_rows``."""
+        return self._reader.read(name, (first, last))
 
     def digest(self) -> str:
         """See ``TensorStore.digest``: the checkpoint's combined digest."""
@@ -94,6 +102,10 @@ class MemoryStore:
         """See ``TensorStore.read``."""
         return self._state[name].clone()
 
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """See ``TensorStore.read_rows``."""
+        return self._state[name][first:last].clone()
+
     def digest(self) -> str:
         """See ``TensorStore.digest``: over names, dtypes, shapes and bytes."""
         digest = hashlib.sha256()
@@ -125,6 +137,10 @@ class LoadedSource:
     def read(self, tensor: str) -> Tensor:
         """One floating tensor for the fusion's arithmetic."""
         return self.store.read(tensor).to(self.device, self.dtype)
+
+    def read_rows(self, tensor: str, first: int, last: int) -> Tensor:
+        """Rows first to last − 1 of one floating tensor."""
+        return self.store.read_rows(tensor, first, last).to(self.device, self.dtype)
 
 
 def check_alike(sources: list[LoadedSource]) -> None:

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from cogram_core.errors import Problem, ReplayError
 
-UnitKind = Literal["tensor", "layer", "neuron"]
-Action = Literal["merged", "refined", "rolled_back", "skipped"]
+UnitKind = Literal["tensor", "layer", "neuron", "weight"]
+Action = Literal["merged", "trained", "refined", "rolled_back", "skipped"]
 
 METADATA_KEY = b"cogram"
 JOURNAL_NAME = "trace.journal"
@@ -39,8 +39,11 @@ _BATCH_BYTES = 32 * 2**20
 class Decision:
     """One merge, refinement, rollback or skip of one unit, with the losses that led to it. Losses are in nats.
 
-    ``row`` is the neuron's index; ``column`` is there for single weights. ``shares`` has one number a source;
-    ``payload`` holds shares that differ from weight to weight, as ``mixing.pack_shares`` writes them. ``step`` is how
+    A training stage has one row a tensor and phase, with the losses on the training data before and after the phase.
+    ``row`` is the neuron's index; ``column`` is there for single weights, and counts
+    the neuron's numbers, the bias last. ``shares`` has one number a source;
+    ``payload`` holds shares that differ from weight to weight, as ``mixing.pack_shares`` writes them, or the values of a
+    trained tensor, as ``payload.pack_values`` does. ``step`` is how
     much of the way from the old value to the mix was gone. ``elapsed`` is in seconds since the run began.
     """
 
@@ -342,6 +345,7 @@ class Recorder:
         reason: str,
         sweep: int = 0,
         row: int | None = None,
+        column: int | None = None,
         loss_before: float | None = None,
         loss_sources: tuple[float, ...] | None = None,
         spread: float | None = None,
@@ -361,7 +365,7 @@ class Recorder:
             layer=layer,
             kind=kind,
             row=row,
-            column=None,
+            column=column,
             loss_before=loss_before,
             loss_sources=loss_sources,
             spread=spread,
@@ -370,10 +374,14 @@ class Recorder:
             action=action,
             loss_after=loss_after,
             reason=reason,
-            elapsed=time.monotonic() - self._start,
+            elapsed=self.elapsed(),
             payload=payload,
         )
         self._add(decision)
+
+    def elapsed(self) -> float:
+        """Seconds since the run began, those of the run that it goes on from included."""
+        return time.monotonic() - self._start
 
     def _again(self, decision: Decision) -> None:
         self._start = time.monotonic() - decision.elapsed  # the clock goes on where the earlier run stopped

@@ -68,20 +68,28 @@ class CheckpointReader:
             text = f"the checkpoint has no tensor {shown(name)}; its tensors are {', '.join(self.names[:8])}, …"
             raise CheckpointError.single(shown(name), "checkpoint.unknown_tensor", text) from error
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """One tensor in its stored dtype, contiguous, in memory that nothing else shares.
+
+        Args:
+            name: the tensor's.
+            rows: first and one behind the last of the entries of its first dimension to read; None: all.
 
         Raises:
             CheckpointError: the file became shorter or can't be read, or a bool is neither 0 nor 1.
         """
         spec = self.spec(name)
         file = self._files[spec.file]
-        buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
-        self._fill(buffer.numpy().data, spec, file)
+        first, last = (0, 1) if rows is None else rows
+        row_bytes = spec.nbytes if rows is None else spec.nbytes // max(1, spec.shape[0])
+        buffer = torch.empty((last - first) * row_bytes, dtype=torch.uint8)
+        self._fill(buffer.numpy().data, spec, file, first * row_bytes)
         if spec.dtype == "BOOL" and bool((buffer > 1).any()):
             text = "a bool has a byte that is neither 0 nor 1; write the file again"
             raise CheckpointError.single(f"{file.name}: {shown(name)}", "checkpoint.bool", text)
-        return buffer.view(TORCH_DTYPES[spec.dtype]).reshape(spec.shape)
+        return buffer.view(TORCH_DTYPES[spec.dtype]).reshape(
+            spec.shape if rows is None else (last - first, *spec.shape[1:])
+        )
 
     def digest(self) -> CheckpointDigest:
         """SHA-256 of every file, read in small pieces."""
@@ -103,8 +111,8 @@ class CheckpointReader:
     ) -> None:
         self.close()
 
-    def _fill(self, target: memoryview, spec: TensorSpec, file: FileHeader) -> None:
-        position = spec.data_start + spec.begin
+    def _fill(self, target: memoryview, spec: TensorSpec, file: FileHeader, offset: int) -> None:
+        position = spec.data_start + spec.begin + offset
         while target:
             count = self._read_at(file, target, position)
             if count == 0:

@@ -1,13 +1,14 @@
-"""Losses of a network under exchanged units.
+"""Losses of a network under exchanged layers, neurons and weights.
 
-``Evaluator`` is what CoGraM asks; ``PlainEvaluator`` answers with one full forward pass a question. It is the reference
-that any faster evaluator has to agree with, decision for decision.
+``Evaluator`` is what CoGraM asks. ``PlainEvaluator`` answers with one full forward pass a question; ``FastEvaluator`` (in
+``fast``) gives the same answers sooner, and asks the plain one whether it may.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,26 +16,65 @@ from torch import Tensor
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.losses import example_losses, weighted_mean
-from cogram_core.networks.network import Network, Unit, UnitValue
+from cogram_core.networks.layers import Layer, LayerValue
+from cogram_core.networks.network import Network
 from cogram_core.stopping import stop_point
 
 # Examples a forward pass. A constant of the code, so that results don't depend on the memory at hand.
 BATCH = 1024
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """K changes of one layer, each of one neuron or of one weight, each to be tried by itself.
+
+    ``rows`` is int64 (K,), on the host. At neuron level ``columns`` is None and ``values`` (K, width) has whole neurons; at
+    weight level ``columns`` is int64 (K,) and ``values`` (K,) has single numbers.
+    """
+
+    layer: Layer
+    rows: Tensor
+    columns: Tensor | None
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, first: int, last: int) -> Candidates:
+        """Candidates first to last − 1."""
+        columns = None if self.columns is None else self.columns[first:last]
+        return Candidates(self.layer, self.rows[first:last], columns, self.values[first:last])
+
+    def whole_rows(self, network: Network) -> Tensor:
+        """The neurons as they would be, (K, width), in the network's dtype."""
+        if self.columns is None:
+            return self.values.to(network.dtype)
+        rows = torch.cat([network.rows(self.layer, row, row + 1) for row in self.rows.tolist()])
+        rows[torch.arange(len(rows), device=rows.device), self.columns.to(rows.device)] = self.values.to(rows.dtype)
+        return rows
+
+
 class Evaluator(Protocol):
-    """Mean losses on one set of evaluation examples, in nats; infinity where a loss is not a number."""
+    """Mean losses on one set of evaluation examples; infinity where a loss is not a number."""
 
     def loss(self) -> float:
         """L(M) of the network as it stands."""
         ...
 
-    def losses(self, unit: Unit, candidates: Sequence[UnitValue]) -> list[float]:
-        """L(M[u ← W]) for each candidate value W of a unit; the network is left as it was."""
+    def layer_losses(self, layer: Layer, values: Iterable[LayerValue]) -> list[float]:
+        """L(M[u ← W]) for each value W of a whole layer, taken one by one; the network is left as it was."""
         ...
 
-    def assign(self, unit: Unit, value: UnitValue) -> None:
-        """Makes M[u ← W] the network."""
+    def losses(self, candidates: Candidates) -> list[float]:
+        """L(M[u ← W]) for each candidate by itself; the network is left as it was."""
+        ...
+
+    def moving(self, candidates: Candidates, place: int) -> None:
+        """Says that the candidate at ``place`` is about to be put into the network."""
+        ...
+
+    def changed(self, layer: Layer) -> None:
+        """Says that a layer of the network was changed in any other way."""
         ...
 
 
@@ -47,30 +87,56 @@ class PlainEvaluator:
 
     def loss(self) -> float:
         """See ``Evaluator.loss``."""
-        data = self._dataset
-        losses = example_losses(data.loss, all_logits(self._network, data.inputs), data.targets)
-        mean = weighted_mean(losses, data.weights)
-        return mean if math.isfinite(mean) else math.inf
+        return mean_loss(self.example_losses(), self._dataset)
 
-    def losses(self, unit: Unit, candidates: Sequence[UnitValue]) -> list[float]:
-        """See ``Evaluator.losses``."""
-        kept = self._network.value(unit)
+    def example_losses(self) -> Tensor:
+        """Each example's loss in the network as it stands, float64 (N,)."""
+        inputs = self._dataset.inputs
+        outputs = all_logits(self._network, inputs.to(self._network.dtype) if inputs.is_floating_point() else inputs)
+        return example_losses(self._dataset.loss, outputs, self._dataset.targets)
+
+    def layer_losses(self, layer: Layer, values: Iterable[LayerValue]) -> list[float]:
+        """See ``Evaluator.layer_losses``."""
+        kept = self._network.value(layer)
         results = []
-        for candidate in candidates:
-            self._network.assign(unit, candidate)
+        for value in values:
+            self._network.assign(layer, value)
             results.append(self.loss())
-        self._network.assign(unit, kept)
+        self._network.assign(layer, kept)
         return results
 
-    def assign(self, unit: Unit, value: UnitValue) -> None:
-        """See ``Evaluator.assign``."""
-        self._network.assign(unit, value)
+    def losses(self, candidates: Candidates) -> list[float]:
+        """See ``Evaluator.losses``."""
+        return [mean_loss(losses, self._dataset) for losses in self.candidate_losses(candidates)]
+
+    def candidate_losses(self, candidates: Candidates) -> list[Tensor]:
+        """Each example's loss under each candidate, float64 (N,) each."""
+        results = []
+        values = candidates.whole_rows(self._network)
+        for row, value in zip(candidates.rows.tolist(), values, strict=True):
+            kept = self._network.rows(candidates.layer, row, row + 1)[0]
+            self._network.assign_row(candidates.layer, row, value)
+            results.append(self.example_losses())
+            self._network.assign_row(candidates.layer, row, kept)
+        return results
+
+    def moving(self, candidates: Candidates, place: int) -> None:
+        """Nothing is kept that could be out of date."""
+
+    def changed(self, layer: Layer) -> None:
+        """Nothing is kept that could be out of date."""
 
 
 def all_logits(network: Network, inputs: Tensor) -> Tensor:
-    """Class scores (N, C) of inputs (N, ...), batch by batch."""
+    """The network's outputs for inputs (N, ...), batch by batch."""
     found = []
     for batch in torch.split(inputs, BATCH):
         stop_point()
         found.append(network.logits(batch))
     return torch.cat(found)
+
+
+def mean_loss(losses: Tensor, dataset: Dataset) -> float:
+    """The mean of each example's loss, (N,), infinity where it is not a number."""
+    mean = weighted_mean(losses, dataset.weights)
+    return mean if math.isfinite(mean) else math.inf

@@ -1,7 +1,7 @@
 """What a method is, and what it is given. Methods differ in kind:
 
 TensorMethod     merging, tensor by tensor, without data: any state dict of any architecture
-NetworkMethod    merging from data, or refining the current network; sees the network and the sources
+NetworkMethod    merging from data, refining the current network, or training it; sees the network, the sources and data
 """
 
 from __future__ import annotations
@@ -65,15 +65,21 @@ class Source(Protocol):
         """One tensor, in the compute dtype, on the run's device."""
         ...
 
+    def read_rows(self, tensor: str, first: int, last: int) -> Tensor:
+        """Rows first to last − 1 of one tensor, as ``read`` gives them."""
+        ...
+
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage works with. The network holds M; a merging stage overwrites it, a refining one improves it."""
+    """What a stage works with. The network holds M; a merging stage overwrites it, the others change it."""
 
     info: StageInfo
     sources: Sequence[Source]
     network: Network
     evaluation: Dataset | None
+    training: Dataset | None
+    holdout: Dataset | None
     seed: int
     recorder: Recorder
     observer: Observer
@@ -104,6 +110,16 @@ class StageContext:
         assert self.evaluation is not None
         return self.evaluation
 
+    def holdout_data(self) -> Dataset:
+        """The holdout data, for the one purpose that a recipe can ask for: to hold single moves against it."""
+        assert self.holdout is not None
+        return self.holdout
+
+    def training_data(self) -> Dataset:
+        """The training data, which the recipe's rules guarantee to be there for training methods, and for no others."""
+        assert self.training is not None
+        return self.training
+
 
 @dataclass(frozen=True)
 class TensorMethod:
@@ -129,7 +145,7 @@ class NetworkMethod:
     name: str
     params: type[MethodParams]
     run: Callable[[StageContext, Any], None]
-    kind: Literal["merging", "refining"]
+    kind: Literal["merging", "refining", "training"]
     per_tensor: bool = False
     needs_data: bool = True
     needs_base: bool = False

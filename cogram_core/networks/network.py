@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from cogram_core.errors import NetworkError, Problem
-
-Level = Literal["layer", "neuron", "weight"]
-
-# Their weights have one row a neuron, and an entry of the bias.
-_ROW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One parameterised module: its own floating tensors, statistics of normalisation included.
-
-    ``neurons`` counts its output units, 0 where it has a layer level only.
-    """
-
-    name: str
-    tensors: tuple[str, ...]
-    neurons: int
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A layer, or with ``row`` one of its neurons."""
-
-    layer: Layer
-    row: int | None = None
-
-    @property
-    def kind(self) -> Literal["layer", "neuron"]:
-        """The unit's level."""
-        return "layer" if self.row is None else "neuron"
-
-    def part_of(self, tensor: Tensor) -> Tensor:
-        """The unit's part of one of its layer's tensors, as a view."""
-        return tensor if self.row is None else tensor[self.row]
-
-
-UnitValue = Mapping[str, Tensor]
-"""A unit's parameters by tensor name: whole tensors for a layer, one row of each for a neuron."""
+from cogram_core.networks.calls import CallTree, record_calls
+from cogram_core.networks.layers import Layer, LayerValue, layer_of, own_tensors
 
 
 class Network:
@@ -65,15 +28,21 @@ class Network:
         self._live = {
             name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_floating_point()
         }
-        order, output = _run_once(module, example)
+        self.calls, output = _run_once(module, example)
         self.output_shape = tuple(output.shape[1:])
-        self.layers = tuple(_layers(module, order))
+        self.layers = tuple(_layers(module, self.calls))
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         device: torch.device = next(iter(self._live.values())).device
         return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the tensors are of at the moment."""
+        dtype: torch.dtype = next(iter(self._live.values())).dtype
+        return dtype
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,14 +68,41 @@ class Network:
         """A copy of all floating tensors."""
         return {name: tensor.detach().clone() for name, tensor in self._live.items()}
 
-    def value(self, unit: Unit) -> dict[str, Tensor]:
-        """A copy of a unit's parameters."""
-        return {name: unit.part_of(self.tensor(name)).clone() for name in unit.layer.tensors}
+    def value(self, layer: Layer) -> dict[str, Tensor]:
+        """A copy of a layer's tensors."""
+        return {name: self.tensor(name).clone() for name in layer.tensors}
 
-    def assign(self, unit: Unit, value: UnitValue) -> None:
-        """Replaces a unit's parameters in place."""
-        for name, tensor in value.items():
-            unit.part_of(self.tensor(name)).copy_(tensor)
+    def assign(self, layer: Layer, value: LayerValue) -> None:
+        """Replaces a layer's tensors in place."""
+        for name in layer.tensors:
+            self.tensor(name).copy_(value[name])
+
+    def rows(self, layer: Layer, first: int, last: int) -> Tensor:
+        """Neurons first to last − 1 of a layer as a matrix (last − first, width); a copy."""
+        return layer.matrix(lambda name: self.tensor(name)[first:last])
+
+    def assign_row(self, layer: Layer, row: int, value: Tensor) -> None:
+        """Replaces a neuron in place; value has shape (width,)."""
+        for name, part in layer.split(value[None]).items():
+            self.tensor(name)[row] = part[0]
+
+    def assign_weight(self, layer: Layer, row: int, column: int, value: Tensor) -> None:
+        """Replaces a single weight in place; value has no dimension."""
+        name, place = layer.place(column)
+        self.tensor(name)[row].view(-1)[place] = value
+
+    @contextmanager
+    def precision(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inside the block all floating tensors, buffers that no checkpoint holds included, are of ``dtype``."""
+        tensors = [t for t in (*self.module.parameters(), *self.module.buffers()) if t.is_floating_point()]
+        kept = [tensor.dtype for tensor in tensors]
+        for tensor in tensors:
+            tensor.data = tensor.data.to(dtype)
+        try:
+            yield
+        finally:
+            for tensor, before in zip(tensors, kept, strict=True):
+                tensor.data = tensor.data.to(before)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The outputs (N, ...) for inputs (N, ...): class scores, values or token scores, as the data's loss asks."""
@@ -127,51 +123,29 @@ def _check_untied(module: nn.Module) -> None:
         raise NetworkError(problems)
 
 
-def _run_once(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
-    """Names of the parameterised modules in the order in which they complete, and the output."""
-    order: list[str] = []
-    handles = [
-        inner.register_forward_hook(lambda *_, name=name: order.append(name) if name not in order else None)
-        for name, inner in module.named_modules()
-        if _own_tensors(inner)
-    ]
+def _run_once(module: nn.Module, example: Tensor) -> tuple[CallTree, Tensor]:
+    """The calls of one forward pass, and the output."""
     try:
-        with torch.no_grad():
-            output = module(example)
+        calls, output = record_calls(module, lambda: module(example))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first = str(error).splitlines()[0]
         message = f"the network can't run on one example of shape {tuple(example.shape[1:])}: {first}"
         raise NetworkError([Problem("network", "network.cannot_run", message)]) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != example.shape[:1]:
         shape = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         message = f"the network must give one tensor of floating numbers, an entry an example; it gave {shape}"
         raise NetworkError([Problem("network", "network.wrong_output", message)])
-    return order, output
+    return calls, output
 
 
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own floating tensors that a checkpoint holds, not those of modules inside it."""
-    persistent = set(module.state_dict())
-    own: Iterable[tuple[str, Tensor | None]] = (*module._parameters.items(), *module._buffers.items())
-    return {
-        name: tensor for name, tensor in own if tensor is not None and tensor.is_floating_point() and name in persistent
-    }
-
-
-def _layers(module: nn.Module, order: list[str]) -> Iterable[Layer]:
+def _layers(module: nn.Module, calls: CallTree) -> Iterator[Layer]:
+    """The parameterised modules in the order in which they complete; one that others use without calling it stands
+    before the module around it that is called."""
+    places = {}
+    for name, inner in module.named_modules():
+        if own_tensors(inner):
+            own = calls.of(name)
+            places[name] = (own[0].end, True) if own else (calls.around(name).end, False)
     modules = dict(module.named_modules())
-    for name in order:
-        inner = modules[name]
-        tensors = tuple(f"{name}.{tensor}" if name else tensor for tensor in _own_tensors(inner))
-        yield Layer(name, tensors, _neurons(inner))
-
-
-def _neurons(module: nn.Module) -> int:
-    """Output units, where every tensor of the module has a row for each."""
-    if not isinstance(module, _ROW_MODULES):
-        return 0
-    rows = module.weight.shape[0]
-    return rows if all(tensor.shape[:1] == (rows,) for tensor in _own_tensors(module).values()) else 0
+    for name in sorted(places, key=places.__getitem__):
+        yield layer_of(name, modules[name])

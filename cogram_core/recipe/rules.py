@@ -33,8 +33,8 @@ def expand_shorthand(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def with_usual_start(stages: tuple[Any, ...], first: Any) -> tuple[Any, ...]:
-    """A refining stage with nothing to refine starts from ``first``."""
-    return (first, *stages) if catalogue()[stages[0].method].kind == "refining" else stages
+    """A refining or training stage with nothing to work on starts from ``first``."""
+    return stages if catalogue()[stages[0].method].kind == "merging" else (first, *stages)
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Draft:
     base: bool
     evaluation: bool
     holdout: bool
+    training: bool | None
+    """None where the data can't be read."""
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Draft:
@@ -74,6 +76,7 @@ class Draft:
             base=isinstance(meant.get("base"), str) and meant["base"] != "",
             evaluation=unreadable or data.get("evaluation") is not None,
             holdout=unreadable or data.get("holdout") is not None,
+            training=None if unreadable else data.get("training") is not None,
         )
 
     def problems(self) -> Iterable[Problem]:
@@ -81,6 +84,7 @@ class Draft:
         yield from self._source_problems()
         yield from self._base_problems()
         yield from self._data_problems()
+        yield from self._training_problems()
         yield from self._order_problems()
 
     def _source_problems(self) -> Iterable[Problem]:
@@ -104,14 +108,31 @@ class Draft:
     def _data_problems(self) -> Iterable[Problem]:
         own = [isinstance(source, Mapping) and source.get("data") is not None for source in self.sources]
         for place, entry in enumerate(self.entries):
-            if entry is None or not entry.needs_data or self.evaluation or (entry.kind == "merging" and all(own)):
+            if entry is None or not entry.needs_data or self.evaluation or (entry.kind != "refining" and all(own)):
                 continue
-            message = f"stages[{place}] ({entry.name}) decides on evaluation data; name a file with inputs and targets"
+            if entry.kind == "training" and place > 0:
+                continue
+            name = f"{entry.name}, which starts from fisher" if entry.kind == "training" else entry.name
+            message = f"stages[{place}] ({name}) decides on evaluation data; name a file with inputs and targets"
             yield Problem("data.evaluation", "recipe.missing_evaluation", message)
             break
+        for place, stage in enumerate(self.stages):
+            if isinstance(stage, Mapping) and stage.get("unit_guard") is True and not self.holdout:
+                message = "unit_guard holds every move against holdout data; name a file, or leave unit_guard out"
+                yield Problem(f"stages[{place}].unit_guard", "recipe.missing_holdout", message)
         if self.mode in {"best_on_holdout", "report"} and not self.holdout:
             message = f"the guard ({self.mode}) compares on holdout data; name a file, or write guard: off"
             yield Problem("data.holdout", "recipe.missing_holdout", message)
+
+    def _training_problems(self) -> Iterable[Problem]:
+        known = [(place, entry) for place, entry in enumerate(self.entries) if entry is not None]
+        training = [f"stages[{place}] ({entry.name})" for place, entry in known if entry.kind == "training"]
+        if training and self.training is False:
+            message = f"{training[0]} takes gradient steps on training data; name a file with inputs and targets"
+            yield Problem("data.training", "recipe.missing_training", message)
+        if self.training and not training and len(known) == len(self.entries) > 0:
+            message = "no stage of this recipe trains; take it out, or add a stage finetune"
+            yield Problem("data.training", "recipe.unused_training", message)
 
     def _order_problems(self) -> Iterable[Problem]:
         """A merging stage makes the network anew; without a guard to compare them, an earlier one is work for nothing."""

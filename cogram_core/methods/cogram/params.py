@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from cogram_core.evaluation.prototypes import PrototypeParams
 from cogram_core.methods.contract import Field, MethodParams
-from cogram_core.networks.network import Level
+from cogram_core.networks.layers import Level
 
 Extra = Literal["current", "average"]
 _Steepness = Annotated[float, Field(ge=0, le=1e12)]  # far beyond winner-take-all, and far from overflow

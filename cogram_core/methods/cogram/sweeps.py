@@ -2,87 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
-from cogram_core.evaluation.evaluator import PlainEvaluator
+import numpy as np
+import torch
+
+from cogram_core.evaluation.datasets import Dataset
+from cogram_core.evaluation.fast import FastEvaluator
 from cogram_core.evaluation.prototypes import make_prototypes
-from cogram_core.methods.cogram.decide import Thresholds, Visitor, neurons_of
-from cogram_core.methods.cogram.params import Params
+from cogram_core.methods.cogram.decide import Thresholds
+from cogram_core.methods.cogram.params import LEVELS, Params
+from cogram_core.methods.cogram.visitor import StageEndsError, Visitor
+from cogram_core.methods.cogram.windows import Windows
 from cogram_core.methods.contract import StageContext
-from cogram_core.networks.network import Layer, Unit, UnitValue
+from cogram_core.networks.layers import Layer, Level
 from cogram_core.stopping import stop_point
 
-_Pass = Literal["layer", "neuron", "thresholds"]
+_AUTO_POINTS = (0.1, 0.9)
 
 
 def run(context: StageContext, params: Params) -> None:
     """Improves the network on prototypes of the evaluation data, level by level.
 
-    Layers are visited from the output to the input, each layer's neurons in index order. A sweep is one pass over all
-    layers; sweeps of a level repeat until one accepted nothing or gained less than ``min_gain``, or there were
-    ``max_sweeps``.
+    Layers are visited from the output to the input, each layer's neurons in index order, each neuron's weights in index
+    order. A sweep is one pass over all layers; sweeps of a level repeat until one accepted nothing or gained less than
+    ``min_gain``, or there were ``max_sweeps``. A stage that may go below layer level runs the network in float64, so that
+    the last digits of a loss, which depend on how candidates are batched, don't reach a decision.
 
     Source: arXiv:2512.03610; passes, backtracking and rollback at every level are this project's.
     """
     prototypes = make_prototypes(context.evaluation_data(), params.prototypes, context.seed, context.info.index)
     stop_point()
-    visitor = Visitor(context, params, PlainEvaluator(context.network, prototypes))
-    sweeps = Sweeps(context, params, visitor)
-    if params.refinement == "thresholds":
-        sweeps.repeat("thresholds", params.max_sweeps.layer)
-        return
-    sweeps.repeat("layer", params.max_sweeps.layer)
-    if params.granularity == "neuron":
-        sweeps.repeat("neuron", params.max_sweeps.neuron)
+    network, dtype = context.network, context.network.dtype
+
+    def milestone(label: str) -> None:
+        with network.precision(dtype):
+            context.milestone(label)
+
+    with network.precision(dtype if params.granularity == "layer" else torch.float64):
+        handicaps = _handicaps(context, params, prototypes)
+        evaluator = FastEvaluator(network, prototypes)
+        guard = FastEvaluator(network, context.holdout_data()) if params.unit_guard else None
+        visitor = Visitor(replace(context, milestone=milestone), params, evaluator, guard, handicaps)
+        try:
+            Sweeps(visitor, _thresholds(visitor)).run()
+        except StageEndsError:
+            milestone(f"sweep {visitor.sweep}, stopped early")
+
+
+def _handicaps(context: StageContext, params: Params, data: Dataset) -> list[float]:
+    """κ·(L(Sᵢ) − meanⱼ L(Sⱼ)) of each source, in nats; a loss that isn't finite takes no part."""
+    if params.competence == 0:
+        return [0.0] * len(context.sources)
+    network = context.network
+    kept = {name: network.tensor(name).to(context.sources[0].read(name).dtype) for name in network.names}
+    losses = []
+    for source in context.sources:
+        network.load({name: source.read(name) for name in network.names})
+        losses.append(FastEvaluator(network, data).loss())
+    network.load(kept)
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    mean = math.fsum(finite) / len(finite) if finite else 0.0
+    return [params.competence * (loss - mean) if math.isfinite(loss) else 0.0 for loss in losses]
+
+
+def _thresholds(visitor: Visitor) -> Thresholds:
+    """τ_min and τ_max of the layers: as given, or the 10 % and 90 % points of the spreads of a dry pass."""
+    params, context = visitor.params, visitor.context
+    if params.tau == "given" or params.refinement == "passes":
+        return Thresholds(params.tau_min, params.tau_max)
+    spreads = []
+    for layer in reversed(context.network.layers):
+        stop_point()
+        values = ({name: source.read(name) for name in layer.tensors} for source in context.sources)
+        losses = visitor.evaluator.layer_losses(layer, values)
+        spreads.append(max(losses) - min(losses))
+    finite = [spread for spread in spreads if math.isfinite(spread)]
+    low, high = np.quantile(finite, _AUTO_POINTS) if finite else (0.0, math.inf)
+    return Thresholds(float(low), float(high) if math.isfinite(high) else None)
 
 
 class Sweeps:
     """Runs and counts sweeps."""
 
-    def __init__(self, context: StageContext, params: Params, visitor: Visitor) -> None:
-        self._context = context
-        self._params = params
+    def __init__(self, visitor: Visitor, thresholds: Thresholds) -> None:
         self._visitor = visitor
-        self._layers = tuple(reversed(context.network.layers))
-        self._count = 0
+        self._params = visitor.params
+        self._layers = tuple(reversed(visitor.context.network.layers))
+        self._given = thresholds
 
-    def repeat(self, level: _Pass, most: int) -> None:
+    def run(self) -> None:
+        """All sweeps of all levels.
+
+        Raises:
+            StageEndsError: if the stage's decisions or time are used up.
+        """
+        most = self._params.max_sweeps
+        if self._params.refinement == "thresholds":
+            self._repeat(self._by_thresholds, most.layer)
+            return
+        for level in LEVELS[: self._params.finest + 1]:
+            self._repeat(
+                self._layer_by_layer if level == "layer" else partial(self._by_units, level), getattr(most, level)
+            )
+
+    def _repeat(self, sweep: Callable[[], None], most: int) -> None:
         """Sweeps of one level until there is nothing more to gain."""
+        visitor = self._visitor
         for _ in range(most):
-            loss, accepted = self._visitor.loss, self._visitor.accepted
-            self._sweep(level)
-            self._context.milestone(f"sweep {self._count}")
-            self._count += 1
-            if self._visitor.accepted == accepted or loss - self._visitor.loss < self._params.min_gain:
+            loss, accepted = visitor.loss, visitor.accepted
+            sweep()
+            visitor.context.milestone(f"sweep {visitor.sweep}")
+            visitor.sweep += 1
+            if visitor.accepted == accepted or loss - visitor.loss < self._params.min_gain:
                 return
 
-    def _sweep(self, level: _Pass) -> None:
-        total = len(self._layers) if level != "neuron" else sum(layer.neurons for layer in self._layers)
-        done = 0
-        for layer in self._layers:
-            # One layer of every source at a time.
-            values = [{name: source.read(name) for name in layer.tensors} for source in self._context.sources]
-            if level == "neuron":
-                for unit in neurons_of(layer):
-                    self._visit_neuron(unit, values)
-                    done += 1
-                    self._context.progress(done, total)
-                continue
-            thresholds = self._thresholds(layer) if level == "thresholds" else None
-            if self._visitor.visit(Unit(layer), values, self._count, thresholds):
-                for unit in neurons_of(layer):
-                    self._visit_neuron(unit, values)
-                    stop_point()
-            done += 1
-            self._context.progress(done, total)
+    def _layer_by_layer(self) -> None:
+        for done, layer in enumerate(self._layers):
+            self._visitor.visit(layer, None)
+            self._visitor.context.progress(done + 1, len(self._layers))
 
-    def _thresholds(self, layer: Layer) -> Thresholds | None:
-        if self._params.granularity == "layer" or layer.neurons == 0:
-            return None
-        return Thresholds(self._params.tau_min, self._params.tau_max)
+    def _by_units(self, level: Level) -> None:
+        """Every neuron, or every weight, of every layer that has any."""
+        counts = [layer.neurons * (layer.width if level == "weight" else 1) for layer in self._layers]
+        done, total = 0, sum(counts)
+        for layer, count in zip(self._layers, counts, strict=True):
 
-    def _visit_neuron(self, unit: Unit, values: Sequence[UnitValue]) -> None:
-        """The finest level: decided as a whole, whatever its spread."""
-        parts = [{name: unit.part_of(tensor) for name, tensor in value.items()} for value in values]
-        self._visitor.visit(unit, parts, self._count, None)
+            def progress(units: int, before: int = done) -> None:
+                self._visitor.context.progress(before + units, total)
+
+            if count:
+                Windows(self._visitor, layer, level, _never).visit(0, count, None, progress)
+            done += count
+
+    def _by_thresholds(self) -> None:
+        """One pass in which each spread decides whether its unit is left to finer ones."""
+        for done, layer in enumerate(self._layers):
+            finer = self._params.finest > 0 and layer.neurons > 0
+            if self._visitor.visit(layer, self._given if finer else None):
+                self._refine_layer(layer)
+            self._visitor.context.progress(done + 1, len(self._layers))
+
+    def _refine_layer(self, layer: Layer) -> None:
+        """The neurons of a layer, each merged as a whole or left to its weights."""
+        finer, width = self._params.finest > 1, layer.width
+        shared = self._params.tau_scale == "share"
+        thresholds = self._given.shared(layer.neurons) if shared else self._given
+
+        def refine(row: int) -> None:
+            Windows(self._visitor, layer, "weight", _never).visit(row * width, (row + 1) * width, None, _unheard)
+
+        windows = Windows(self._visitor, layer, "neuron", refine)
+        windows.visit(0, layer.neurons, thresholds if finer else None, _unheard)
+
+
+def _never(row: int) -> None:
+    raise AssertionError(f"neuron {row} was to be refined without thresholds")
+
+
+def _unheard(_: int) -> None:
+    stop_point()

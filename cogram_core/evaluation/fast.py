@@ -1,0 +1,233 @@
+"""The fast evaluator: the plain evaluator's losses, and so its decisions, without most of its work.
+
+What stays the same between candidates is computed once: everything before the visited layer (``rest``), the layer's own
+inputs and outputs, and, where a linear layer follows, that layer's outputs, too, to which a candidate then adds a matrix
+of rank one (``probes``). Candidates for neurons and weights are scored in batches of examples that they change at all.
+
+How it knows that it may: at the first visit of a layer every shortcut is tried on a few examples against full forward
+passes, with the layer changed at random. A shortcut that doesn't agree is not taken, and ``note`` says so.
+
+How batching can't flip a decision: below layer level the network runs in float64, so that losses differ from the plain
+evaluator's by about 1e-15, far below the shares' grid of 2⁻¹⁶ and the tolerance of 1e-6. At layer level candidates run
+one by one through the same operations as in a full pass, so that losses are the same to the last bit, in any precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cogram_core.evaluation.datasets import Dataset
+from cogram_core.evaluation.evaluator import BATCH, Candidates, PlainEvaluator, mean_loss
+from cogram_core.evaluation.losses import example_losses
+from cogram_core.evaluation.probes import Probe, ProbeKind, open_probe, probe_kinds
+from cogram_core.evaluation.rest import Rest
+from cogram_core.networks.calls import Call
+from cogram_core.networks.layers import Layer, LayerValue
+from cogram_core.networks.network import Network
+from cogram_core.stopping import stop_point
+
+_TRIAL_EXAMPLES = 6
+_TRIAL_ROWS = 3
+_AGREEMENT = 1e-9
+
+
+class FastEvaluator:
+    """See ``Evaluator``. Keeps what it computed until it is told of a change."""
+
+    def __init__(self, network: Network, dataset: Dataset) -> None:
+        inputs = dataset.inputs
+        self._network = network
+        # The network may have been widened since the data were read.
+        self._dataset = replace(dataset, inputs=inputs.to(network.dtype) if inputs.is_floating_point() else inputs)
+        self._plain = PlainEvaluator(network, self._dataset)
+        self._rests = [Rest(network, batch) for batch in torch.split(self._dataset.inputs, BATCH)]
+        self._targets = torch.split(self._dataset.targets, BATCH)
+        self._cuts: dict[str, Call] = {}
+        self._kinds: dict[str, ProbeKind | None] = {}
+        self._notes: dict[str, str] = {}
+        self._stale: set[Call] = set()  # what was computed after these is out of date, but for an open layer's probes
+        self._layer: Layer | None = None
+        self._probes: list[Probe] = []
+        self._last: tuple[Candidates, Tensor] | None = None
+
+    def note(self, layer: Layer) -> str:
+        """Which shortcut can't be taken for a layer, in words; empty where all can."""
+        return self._notes.get(layer.name, "")
+
+    def touched(self, layer: Layer) -> frozenset[int] | None:
+        """The rows of an embedding that the examples read; None where that can't be told, or is no question."""
+        cut = self._cut(layer)
+        if not isinstance(self._network.module.get_submodule(layer.name), nn.Embedding) or cut.module != layer.name:
+            return None
+        self._layer = None
+        self._cut_before(layer)
+        rows = [rest.capture([cut.key])[1][cut.key][0].unique() for rest in self._rests]
+        return frozenset(torch.cat(rows).tolist())
+
+    def loss(self) -> float:
+        """See ``Evaluator.loss``."""
+        return self._plain.loss()
+
+    def layer_losses(self, layer: Layer, values: Iterable[LayerValue]) -> list[float]:
+        """See ``Evaluator.layer_losses``."""
+        self._cut_before(layer)
+        kept = self._network.value(layer)
+        results = []
+        for value in values:
+            self._network.assign(layer, value)
+            results.append(self._rest_loss())
+        self._network.assign(layer, kept)
+        return results
+
+    def losses(self, candidates: Candidates) -> list[float]:
+        """See ``Evaluator.losses``."""
+        layer = candidates.layer
+        if self._kind(layer) is None:
+            return self._one_by_one(candidates)
+        found = self._candidate_losses(candidates)
+        weights = self._dataset.weights
+        means = found.mean(dim=1) if weights is None else (found * weights).sum(dim=1) / weights.sum()
+        self._last = candidates, found
+        # The one moment at which the host waits for the device: the decisions on all candidates are due.
+        return torch.where(means.isfinite(), means, torch.inf).tolist()
+
+    def moving(self, candidates: Candidates, place: int) -> None:
+        """See ``Evaluator.moving``."""
+        layer = candidates.layer
+        self._stale.add(self._cut(layer))
+        if self._layer is not layer:
+            self._layer = None
+            return
+        chosen = candidates.part(place, place + 1)
+        if self._last is not None and self._last[0] is candidates:
+            losses = self._last[1][place]
+        else:
+            losses = self._candidate_losses(chosen)[0]
+        for probe, part in zip(self._probes, torch.split(losses, BATCH), strict=True):
+            probe.move(chosen, part)
+        self._last = None
+
+    def changed(self, layer: Layer) -> None:
+        """See ``Evaluator.changed``."""
+        self._layer = None
+        self._probes = []
+        self._last = None
+        self._stale.add(self._cut(layer))
+
+    def _candidate_losses(self, candidates: Candidates) -> Tensor:
+        """Each example's loss under each candidate, float64 (K, N)."""
+        self._open(candidates.layer)
+        parts = []
+        for probe, targets in zip(self._probes, self._targets, strict=True):
+            step = probe.at_once()
+            found = []
+            for first in range(0, len(candidates), step):
+                stop_point()
+                found.append(probe.losses(candidates.part(first, first + step), self._dataset.loss, targets))
+            parts.append(torch.cat(found))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _one_by_one(self, candidates: Candidates) -> list[float]:
+        """For layers whose neurons can't be tried side by side."""
+        layer = candidates.layer
+        self._cut_before(layer)
+        results = []
+        for row, value in zip(candidates.rows.tolist(), candidates.whole_rows(self._network), strict=True):
+            kept = self._network.rows(layer, row, row + 1)[0]
+            self._network.assign_row(layer, row, value)
+            results.append(self._rest_loss())
+            self._network.assign_row(layer, row, kept)
+        return results
+
+    def _rest_loss(self) -> float:
+        parts = []
+        for rest, targets in zip(self._rests, self._targets, strict=True):
+            stop_point()
+            parts.append(example_losses(self._dataset.loss, rest.run(), targets))
+        return mean_loss(torch.cat(parts), self._dataset)
+
+    def _cut_before(self, layer: Layer) -> None:
+        cut = self._cut(layer)
+        for rest in self._rests:
+            for stale in self._stale:
+                rest.forget_after(stale)
+            rest.go_to(cut)
+        self._stale = set()
+
+    def _open(self, layer: Layer) -> None:
+        """Gets the probes of a layer ready, if they aren't."""
+        if self._layer is layer and self._probes:
+            return
+        kind = self._kind(layer)
+        assert kind is not None
+        self._cut_before(layer)
+        self._probes = [
+            open_probe(kind, layer, self._network, rest, self._dataset.loss, targets)
+            for rest, targets in zip(self._rests, self._targets, strict=True)
+        ]
+        self._layer, self._last = layer, None
+
+    def _cut(self, layer: Layer) -> Call:
+        """Where to cut for a layer: before its own call, if a trial shows that nothing earlier depends on it."""
+        if layer.name not in self._cuts:
+            cut = self._network.calls.cut(layer.name)
+            if cut != self._network.calls.calls[0] and not self._cut_holds(layer, cut):
+                cut = self._network.calls.calls[0]
+            if cut == self._network.calls.calls[0] and len(self._network.layers) > 1:
+                self._notes[layer.name] = "evaluated in full: the network can't be cut before this layer"
+            self._cuts[layer.name] = cut
+        return self._cuts[layer.name]
+
+    def _trial(self) -> FastEvaluator:
+        trial = FastEvaluator(self._network, self._dataset.evenly(_TRIAL_EXAMPLES))
+        trial._cuts = dict(self._cuts)
+        return trial
+
+    def _cut_holds(self, layer: Layer, cut: Call) -> bool:
+        trial = self._trial()
+        trial._cuts[layer.name] = cut
+        value = _shaken(self._network.value(layer))
+        try:
+            return trial.layer_losses(layer, [value]) == trial._plain.layer_losses(layer, [value])
+        except (RuntimeError, TypeError, AttributeError, KeyError, IndexError):
+            # A module that wants more of a call than its output; the plain way takes no notice.
+            return False
+
+    def _kind(self, layer: Layer) -> ProbeKind | None:
+        """The quickest way to try a layer's neurons side by side that a trial finds right."""
+        if layer.name not in self._kinds:
+            cut = self._cut(layer)
+            tried = probe_kinds(layer, self._network, cut)
+            self._kinds[layer.name] = next((kind for kind in tried if self._probe_holds(layer, kind)), None)
+            if self._kinds[layer.name] is None and not self.note(layer):
+                self._notes[layer.name] = "evaluated one by one: candidates of this layer can't be batched"
+        return self._kinds[layer.name]
+
+    def _probe_holds(self, layer: Layer, kind: ProbeKind) -> bool:
+        trial = self._trial()
+        trial._kinds[layer.name] = kind
+        choice = sorted(trial.touched(layer) or range(layer.neurons))
+        rows = torch.tensor(choice[:: max(1, len(choice) // _TRIAL_ROWS)][:_TRIAL_ROWS])
+        values = torch.cat([self._network.rows(layer, row, row + 1) for row in rows.tolist()])
+        candidates = Candidates(layer, rows, None, _shaken({"": values})[""])
+        try:
+            found = trial._candidate_losses(candidates)
+        except (RuntimeError, TypeError, AttributeError, KeyError, IndexError):
+            return False
+        expected = torch.stack(trial._plain.candidate_losses(candidates))
+        return torch.allclose(found, expected, rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True)
+
+
+def _shaken(value: LayerValue) -> dict[str, Tensor]:
+    """A value far from the given one, the same at every call."""
+    random = torch.Generator().manual_seed(0)
+    shaken = {}
+    for name, tensor in value.items():
+        noise = torch.randn(tensor.shape, generator=random, dtype=torch.float64).to(tensor.device, tensor.dtype)
+        scale = tensor.abs().mean() if tensor.numel() else tensor.sum()
+        shaken[name] = tensor + noise.abs() * (scale + 0.1)
+    return shaken

@@ -1,0 +1,289 @@
+"""Tries changes of a layer's neurons side by side: each changes one channel of the layer's output, or one token's vector.
+
+    columns   the layer's own output is changed, and the rest of the network runs on it
+    rank-one  a linear layer follows, directly or after an elementwise function: its output changes by a matrix of rank
+              one, and the rest runs from there
+    tokens    an embedding: the vectors of one token change wherever it stands
+
+Examples that a candidate doesn't change at all keep their losses and don't run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cogram_core.evaluation.evaluator import Candidates
+from cogram_core.evaluation.losses import LossKind, example_losses
+from cogram_core.evaluation.rest import Rest
+from cogram_core.networks.calls import ELEMENTWISE, Call, elementwise_between
+from cogram_core.networks.layers import Layer
+from cogram_core.networks.network import Network
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LOOK_AHEAD = 3
+# Bytes of the widest tensor of a batch. On a CPU more than the cache holds was measured to be slower; a GPU wants more.
+_BATCH_BYTES = {"cpu": 2**22, "cuda": 2**27}
+
+
+@dataclass(frozen=True)
+class ProbeKind:
+    """How a layer's neurons are tried; ``linear`` and ``function`` say which linear layer follows, and after what."""
+
+    name: Literal["columns", "rank-one", "tokens"]
+    cut: Call
+    linear: Call | None = None
+    function: str = "identity"
+
+
+class Probe(Protocol):
+    """One layer's neurons on one batch of examples."""
+
+    def at_once(self) -> int:
+        """How many candidates to try in one batch."""
+        ...
+
+    def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
+        """Each example's loss under each candidate, float64 (K, N)."""
+        ...
+
+    def move(self, chosen: Candidates, losses: Tensor) -> None:
+        """The one chosen candidate is about to be in the network, and these are its examples' losses, (N,)."""
+        ...
+
+
+def probe_kinds(layer: Layer, network: Network, cut: Call) -> Iterator[ProbeKind]:
+    """The kinds to be tried for a layer, the quickest first; none if its neurons can only be tried one by one."""
+    module = network.module.get_submodule(layer.name)
+    if cut.module != layer.name or layer.neurons == 0:
+        return
+    if isinstance(module, nn.Embedding):
+        yield ProbeKind("tokens", cut)
+    elif isinstance(module, nn.Linear):
+        following = [
+            call
+            for call in network.calls.calls
+            if call.begin > cut.end and isinstance(network.module.get_submodule(call.module), nn.Linear)
+        ]
+        yield from (ProbeKind("rank-one", cut, call) for call in following[:_LOOK_AHEAD])
+        yield ProbeKind("columns", cut)
+    elif isinstance(module, _CONVOLUTIONS) and module.groups == 1:
+        yield ProbeKind("columns", cut)
+
+
+def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, loss: LossKind, targets: Tensor) -> Probe:
+    """A probe of the network as it stands; ``rest`` is cut before the layer.
+
+    Raises:
+        RuntimeError: if this kind doesn't fit the layer.
+    """
+    calls = [kind.cut] if kind.linear is None else [kind.cut, kind.linear]
+    output, seen = rest.capture([call.key for call in calls])
+    (inputs, own), *following = [seen[call.key] for call in calls]
+    base = example_losses(loss, output, targets)
+    if kind.name == "tokens":
+        rest.learn_use(own)
+        return _Tokens(layer, network, rest, inputs, own.clone(), base)
+    columns = _Columns(layer, network, inputs, own.movedim(_channel(network, layer), 0).clone())
+    if kind.linear is None:
+        rest.learn_use(own)
+        return _OwnOutput(columns, rest, _channel(network, layer), base)
+    ((arriving, leaving),) = following
+    function = elementwise_between(own, arriving)
+    if function is None:
+        raise RuntimeError(f"{kind.linear.module} doesn't follow {layer.name} elementwise")
+    weight = network.tensor(f"{kind.linear.module}.weight")
+    rest.go_to(kind.linear)
+    rest.learn_use(leaving)
+    return _RankOne(columns, rest, function, weight.t().contiguous(), leaving.clone(), base)
+
+
+def _channel(network: Network, layer: Layer) -> int:
+    return 1 if isinstance(network.module.get_submodule(layer.name), _CONVOLUTIONS) else -1
+
+
+class _Columns:
+    """The layer's output channel by channel, as it is and as candidates would have it."""
+
+    def __init__(self, layer: Layer, network: Network, inputs: Tensor, current: Tensor) -> None:
+        self._layer = layer
+        self._network = network
+        self._module = network.module.get_submodule(layer.name)
+        self._inputs = inputs  # (N, ..., in), or (N, in, ...) of a convolution
+        self._by_feature = inputs.movedim(-1, 0).contiguous() if isinstance(self._module, nn.Linear) else None
+        self.current = current  # (out, N, ...)
+
+    def of(self, candidates: Candidates) -> Tensor:
+        """The channel that each candidate changes, as it would be: (K, N, ...)."""
+        if candidates.columns is not None and self._by_feature is not None:
+            return self._of_weights(candidates, candidates.columns, self._by_feature)
+        rows = self._layer.split(candidates.whole_rows(self._network))
+        weight = rows[self._layer.tensors[0]]
+        bias = rows[self._layer.tensors[1]] if len(rows) > 1 else None
+        if isinstance(self._module, nn.Linear):
+            return nn.functional.linear(self._inputs, weight, bias).movedim(-1, 0)
+        convolved: Tensor = self._module._conv_forward(self._inputs, weight, bias)  # type: ignore[operator]
+        return convolved.movedim(1, 0)
+
+    def _of_weights(self, candidates: Candidates, columns: Tensor, features: Tensor) -> Tensor:
+        """One weight times its feature is all that changes; behind the features stands the bias, times one."""
+        device = features.device
+        rows, columns = candidates.rows.to(device), columns.to(device)
+        dtype = self._network.dtype
+        weight = self._network.tensor(self._layer.tensors[0])
+        into = weight.shape[1]
+        inner = columns < into
+        present = weight[rows, columns.clamp(max=into - 1)]
+        if len(self._layer.tensors) > 1:
+            present = torch.where(inner, present, self._network.tensor(self._layer.tensors[1])[rows])
+        shape = (-1,) + (1,) * (features.ndim - 1)
+        change = (candidates.values.to(device, dtype) - present).reshape(shape)
+        moved = features[columns.clamp(max=into - 1)]
+        moved = torch.where(inner.reshape(shape), moved, 1.0) if len(self._layer.tensors) > 1 else moved
+        return torch.addcmul(self.current[rows], change, moved)
+
+    def move(self, chosen: Candidates) -> None:
+        """Takes over the channel of a candidate that is about to be in the network."""
+        self.current[chosen.rows[0]] = self.of(chosen)[0]
+
+
+class _OnRest:
+    """Runs the rest for the examples that change."""
+
+    def __init__(self, rest: Rest, base: Tensor) -> None:
+        self._rest = rest
+        self._base = base  # each example's loss as the network stands, (N,)
+
+    def _filled(
+        self, count: int, which: Tensor, examples: Tensor, output: Tensor, kind: LossKind, targets: Tensor
+    ) -> Tensor:
+        """The examples' losses under each candidate, (K, N): computed anew where there is a change."""
+        losses = self._base.expand(count, -1).clone()
+        if len(which):
+            found = example_losses(kind, self._rest.run(output, examples), targets.index_select(0, examples))
+            losses[which, examples] = found
+        return losses
+
+
+class _OwnOutput(_OnRest):
+    """Runs the rest on the layer's changed output."""
+
+    def __init__(self, columns: _Columns, rest: Rest, channel: int, base: Tensor) -> None:
+        super().__init__(rest, base)
+        self._columns = columns
+        self._channel = channel
+
+    def at_once(self) -> int:
+        """See ``Probe.at_once``."""
+        return _at_once(self._columns.current)
+
+    def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
+        """See ``Probe.losses``."""
+        channels = self._columns.of(candidates)  # (K, N, ...)
+        present = self._columns.current[candidates.rows.to(channels.device)]
+        which, examples = _changed(channels - present)
+        output = self._columns.current.index_select(1, examples).movedim(0, self._channel)
+        rows = candidates.rows.to(examples.device)[which]
+        output.movedim(self._channel, 1)[torch.arange(len(rows), device=rows.device), rows] = channels[which, examples]
+        return self._filled(len(candidates), which, examples, output, kind, targets)
+
+    def move(self, chosen: Candidates, losses: Tensor) -> None:
+        """See ``Probe.move``."""
+        self._columns.move(chosen)
+        self._base = losses
+
+
+class _RankOne(_OnRest):
+    """Runs the rest on the following linear layer's changed output: Z + δ ⊗ V_j."""
+
+    def __init__(
+        self, columns: _Columns, rest: Rest, function: str, weight: Tensor, output: Tensor, base: Tensor
+    ) -> None:
+        super().__init__(rest, base)
+        self._columns = columns
+        self._function = ELEMENTWISE[function]
+        self._weight = weight  # Vᵀ, (in, out)
+        self._output = output  # Z, (N, ..., out)
+
+    def at_once(self) -> int:
+        """See ``Probe.at_once``."""
+        return _at_once(self._output)
+
+    def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
+        """See ``Probe.losses``."""
+        rows, change = self._change(candidates)
+        which, examples = _changed(change)
+        output = self._output.index_select(0, examples)  # (B, ..., out)
+        weight = self._weight.index_select(0, rows.index_select(0, which))  # (B, out)
+        for _ in range(output.ndim - 2):
+            weight = weight.unsqueeze(1)
+        output.addcmul_(change[which, examples].unsqueeze(-1), weight)
+        return self._filled(len(candidates), which, examples, output, kind, targets)
+
+    def move(self, chosen: Candidates, losses: Tensor) -> None:
+        """See ``Probe.move``."""
+        rows, change = self._change(chosen)
+        self._output.addcmul_(change[0].unsqueeze(-1), self._weight[rows[0]])
+        self._columns.move(chosen)
+        self._base = losses
+
+    def _change(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Rows on the device (K,), and how what arrives at the following layer changes, δ (K, N, ...)."""
+        channels = self._columns.of(candidates)
+        rows = candidates.rows.to(channels.device)
+        present = self._columns.current.index_select(0, rows)
+        return rows, self._function(channels) - self._function(present)
+
+
+class _Tokens(_OnRest):
+    """Runs the rest on an embedding's output with one token's vector changed."""
+
+    def __init__(
+        self, layer: Layer, network: Network, rest: Rest, tokens: Tensor, output: Tensor, base: Tensor
+    ) -> None:
+        super().__init__(rest, base)
+        self._layer = layer
+        self._network = network
+        self._tokens = tokens  # (N, ...)
+        self._output = output  # (N, ..., width)
+
+    def at_once(self) -> int:
+        """See ``Probe.at_once``."""
+        return _at_once(self._output)
+
+    def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
+        """See ``Probe.losses``."""
+        values = candidates.whole_rows(self._network)  # (K, width)
+        rows = candidates.rows.to(values.device)
+        present = (self._tokens[None] == rows.reshape(-1, *(1,) * self._tokens.ndim)).double()  # (K, N, ...)
+        which, examples = _changed(present)
+        here = present[which, examples].unsqueeze(-1) > 0
+        value = values[which].reshape(len(which), *(1,) * (self._tokens.ndim - 1), -1)
+        output = torch.where(here, value, self._output[examples])
+        return self._filled(len(candidates), which, examples, output, kind, targets)
+
+    def move(self, chosen: Candidates, losses: Tensor) -> None:
+        """See ``Probe.move``."""
+        value = chosen.whole_rows(self._network)[0]
+        self._output = torch.where((self._tokens == chosen.rows[0]).unsqueeze(-1), value, self._output)
+        self._base = losses
+
+
+def _at_once(widest: Tensor) -> int:
+    """Candidates a batch, by the bytes of what each needs one of."""
+    return max(1, _BATCH_BYTES[widest.device.type] // max(1, widest.nbytes))
+
+
+def _changed(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Candidate and example of every pair with a change: (B,) each; on a GPU, which would have to wait, of every pair."""
+    count, examples = change.shape[:2]
+    if change.device.type == "cuda":
+        which = torch.arange(count, device=change.device).repeat_interleave(examples)
+        return which, torch.arange(examples, device=change.device).repeat(count)
+    moved = change != 0  # NaN is a change, too
+    pairs = (moved.flatten(2).any(dim=2) if moved.ndim > 2 else moved).nonzero()
+    return pairs[:, 0], pairs[:, 1]

@@ -1,0 +1,118 @@
+"""Decides on a window's units as if each were visited alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cogram_core.evaluation.evaluator import Candidates
+from cogram_core.methods.cogram.decide import Judgement, Thresholds, siblings_of
+from cogram_core.methods.cogram.visitor import Visitor
+from cogram_core.methods.cogram.window import Window
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The first unit of a window whose move is accepted."""
+
+    unit: int
+    candidates: Candidates
+    place: int
+    step: float
+    loss: float
+    approved: float
+
+
+def decide_in_order(visitor: Visitor, window: Window, thresholds: Thresholds | None) -> tuple[int, bool]:
+    """Decides on the units up to the first that is accepted or refined.
+
+    Returns:
+        How many units were decided on, and whether the last of them is to be refined.
+    """
+    judged, skipped = judge_units(visitor, window, thresholds)
+    refined = next((unit for unit, judgement in judged.items() if judgement.refine), None)
+    mergeable = [unit for unit, judgement in judged.items() if judgement.shares is not None]
+    accepted, last = _first_accepted(visitor, window, judged, mergeable)
+    end = accepted.unit if accepted is not None else refined
+    done = len(window.current) if end is None else end + 1
+    for unit in range(done):
+        if accepted is not None and unit == accepted.unit:
+            _accept(visitor, window, judged[unit], accepted)
+        else:
+            record_unmoved(visitor, window, unit, judged.get(unit), skipped.get(unit, ""), last.get(unit))
+    return done, accepted is None and refined is not None
+
+
+def judge_units(
+    visitor: Visitor, window: Window, thresholds: Thresholds | None
+) -> tuple[dict[int, Judgement], dict[int, str]]:
+    """Judgements up to the first unit that is to be refined, in order; and why other units aren't evaluated at all."""
+    skipped = window.unchanging(visitor.touched(window.layer))
+    active = [unit for unit in range(len(window.current)) if unit not in skipped]
+    if not active:
+        return {}, skipped
+    tried = window.tried(visitor.params.extras)
+    found = visitor.evaluator.losses(window.trying_each(active, tried))
+    siblings = siblings_of(window.layer, window.level)
+    judged = {}
+    for place, unit in enumerate(active):
+        losses = visitor.with_current(found[place :: len(active)])
+        judged[unit] = visitor.judge.judge(losses, window.level, siblings, thresholds)
+        if judged[unit].refine:
+            break
+    return judged, skipped
+
+
+def record_unmoved(
+    visitor: Visitor,
+    window: Window,
+    unit: int,
+    judgement: Judgement | None,
+    skipped: str,
+    last: tuple[float, float] | None,
+) -> None:
+    """Writes down that a unit was skipped, refined or rolled back; ``last`` is the last step tried and its loss."""
+    row, column = window.place(unit)
+    if judgement is None:
+        visitor.record(window.layer, window.level, "skipped", skipped, row=row, column=column)
+    elif last is None:
+        action = "refined" if judgement.refine else "skipped"
+        visitor.record(window.layer, window.level, action, judgement.reason, judgement, row=row, column=column)
+    else:
+        facts = {"row": row, "column": column, "step": last[0], "loss_after": last[1]}
+        visitor.record(window.layer, window.level, "rolled_back", visitor.rejected, judgement, **facts)
+
+
+def _first_accepted(
+    visitor: Visitor, window: Window, judged: dict[int, Judgement], mergeable: list[int]
+) -> tuple[Accepted | None, dict[int, tuple[float, float]]]:
+    """The first unit with a step that is accepted, at its first such step; and each other unit's last step and loss.
+
+    All units try their whole way together. From then on only those before the first accepted one matter: they try half
+    of theirs, and so on.
+    """
+    accepted: Accepted | None = None
+    last: dict[int, tuple[float, float]] = {}
+    if not mergeable:
+        return None, last
+    targets = window.targets(mergeable, [judged[unit].shares or () for unit in mergeable])
+    pending = mergeable
+    for step in visitor.params.steps:
+        candidates = window.trying(pending, window.stepped(pending, targets[: len(pending)], step))
+        for place, loss in enumerate(visitor.evaluator.losses(candidates)):
+            last[pending[place]] = step, loss
+            if loss < visitor.enough and (approved := visitor.approved(candidates, place)) is not None:
+                accepted = Accepted(pending[place], candidates, place, step, loss, approved)
+                pending = pending[:place]
+                break
+        if not pending:
+            break
+    return accepted, last
+
+
+def _accept(visitor: Visitor, window: Window, judgement: Judgement, accepted: Accepted) -> None:
+    row, column = window.place(accepted.unit)
+    facts = {"row": row, "column": column, "step": accepted.step, "loss_after": accepted.loss}
+    visitor.record(window.layer, window.level, "merged", "the loss fell", judgement, **facts)
+    visitor.put(accepted.candidates, accepted.place, accepted.approved)
+    visitor.loss = accepted.loss
+    visitor.accepted += 1

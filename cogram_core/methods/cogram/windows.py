@@ -1,0 +1,90 @@
+"""Visits of neurons and weights: several at once, decided as if one by one.
+
+A window is a run of units in order. All of them are scored under the network as it stands, and the decisions are taken
+in order up to the first that changes anything; what comes after it was speculation, and starts a new window. So every
+decision rests on the very network that it would have met alone. Windows grow while nothing is accepted and shrink where
+much is; how, depends on nothing but the decisions, so that a resumed run cuts the same windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from cogram_core.methods.cogram.blockwise import BLOCK, decide_block
+from cogram_core.methods.cogram.decide import Thresholds
+from cogram_core.methods.cogram.exact import decide_in_order
+from cogram_core.methods.cogram.visitor import STOPPED, Visitor
+from cogram_core.methods.cogram.window import Reader, Window
+from cogram_core.networks.layers import Layer, Level
+from cogram_core.trace import Decision
+
+_START = 4
+_LEAST = 4
+_MOST = {"neuron": 64, "weight": 512}
+
+
+class Windows:
+    """Visits the units of one layer and level, or some of them, window by window."""
+
+    def __init__(self, visitor: Visitor, layer: Layer, level: Level, refine: Callable[[int], None]) -> None:
+        """``refine`` is called with the row of a neuron that is to be looked at more finely."""
+        self._visitor = visitor
+        self._layer = layer
+        self._level: Level = level
+        self._refine = refine
+        self._reader = Reader(visitor, layer)
+        self._size = _START
+
+    def visit(self, first: int, last: int, thresholds: Thresholds | None, progress: Callable[[int], None]) -> None:
+        """Decides on units first to last − 1; ``progress`` is called with how many of them are done."""
+        at = first
+        while at < last:
+            self._check_limits(at)
+            size = BLOCK if self._visitor.params.mode == "blockwise" else self._size
+            left = self._visitor.left
+            window = self._reader.window(self._level, at, min(last, at + (size if left is None else min(size, left))))
+            at += self._window(window, thresholds)
+            progress(at - first)
+
+    def _check_limits(self, at: int) -> None:
+        past = self._visitor.context.past.upcoming(1)
+        if past and past[0].reason.startswith(STOPPED):
+            self._visitor.taken(1, past)
+        elif not past:
+            row, column = (at, None) if self._level == "neuron" else divmod(at, self._layer.width)
+            self._visitor.check_limits(self._layer, self._level, row, column)
+
+    def _window(self, window: Window, thresholds: Thresholds | None) -> int:
+        """Decides on a window's units up to the first that changes anything; gives how many those are."""
+        count = len(window.current)
+        past = self._visitor.context.past.upcoming(count)
+        blockwise = self._visitor.params.mode == "blockwise"
+        ends = ("refined",) if blockwise else ("merged", "refined")
+        end = next((place + 1 for place, decision in enumerate(past) if decision.action in ends), None)
+        if end is not None or len(past) == count:
+            done = end or count
+            refined = past[done - 1].action == "refined"
+            self._again(window, past[:done])
+        else:
+            self._visitor.context.past.forget()
+            decide = decide_block if blockwise else decide_in_order
+            done, refined = decide(self._visitor, window, thresholds)
+        changed = end is not None or done < count
+        self._size = max(_LEAST, 2 * done) if changed else min(2 * self._size, _MOST[self._level])
+        if refined:
+            self._refine(window.place(done - 1)[0])
+        return done
+
+    def _again(self, window: Window, past: Sequence[Decision]) -> None:
+        """Takes recorded decisions over instead of taking them."""
+        merged = [place for place, decision in enumerate(past) if decision.action == "merged"]
+        if merged:
+            shares = [past[place].shares or () for place in merged]
+            steps = torch.tensor([past[place].step or 0.0 for place in merged], dtype=torch.float64)
+            values = window.stepped(merged, window.targets(merged, shares), steps)
+            candidates = window.trying(merged, values)
+            for place in range(len(merged)):
+                self._visitor.put(candidates, place, None)
+        self._visitor.taken(len(past), past)
