@@ -141,7 +141,7 @@ def fuse_modules(
     Args:
         modules: two or more torch modules of one architecture that give class scores (N, C) for inputs (N, ...).
         stages: methods by name, or mappings with ``method`` and its parameters; a single name is a list of one.
-        data: ``evaluation`` and ``holdout``, each a pair of inputs (N, ...) and integer targets (N,).
+        data: ``evaluation``, ``holdout``, ``training``: each a pair of inputs (N, ...) and integer targets (N,).
         guard: as in a recipe, and so are ``compute_dtype``, ``seed``, ``device`` and ``threads``.
         observer: hears of the progress and may stop the run.
 
@@ -200,7 +200,7 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
         example = next(iter(sets.values())).inputs[:1]
         network = Network(copy.deepcopy(modules[0]).to(device, dtype), example)
         _check_outputs(network, {f"data.{name}": dataset for name, dataset in sets.items()})
-    return Inputs(sources, network, evaluation, holdout)
+    return Inputs(sources, network, evaluation, holdout, sets.get("training"))
 
 
 def _check_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None:
@@ -253,7 +253,8 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...
     if layers is not None:
         network = Network(_module(layers, sources[0]), next(iter(datasets.values())).inputs[:1])
         _check_outputs(network, datasets)
-    return Inputs(sources, network, datasets.get("data.evaluation"), datasets.get("data.holdout"))
+    parts = (datasets.get(f"data.{name}") for name in ("evaluation", "holdout", "training"))
+    return Inputs(sources, network, *parts)
 
 
 def _all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Dataset]:
@@ -265,18 +266,26 @@ def _all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Data
             datasets[place] = read()
         except InvalidInput as error:
             problems += error.problems
-    problems += _same_data(datasets.get("data.evaluation"), datasets.get("data.holdout"))
+    problems += _same_data(datasets)
     if problems:
         raise DatasetError(problems)
     return datasets
 
 
-def _same_data(evaluation: Dataset | None, holdout: Dataset | None) -> list[Problem]:
+def _same_data(datasets: Mapping[str, Dataset]) -> list[Problem]:
     """The preflight compares names; here are the numbers."""
-    if evaluation is None or holdout is None or not evaluation.equals(holdout):
+    holdout = datasets.get("data.holdout")
+    if holdout is None:
         return []
-    message = "holds the same examples as the evaluation data, on which decisions are taken; name others"
-    return [Problem("data.holdout", "recipe.same_data", message)]
+    uses = {
+        "data.evaluation": "the evaluation data, on which decisions are taken",
+        "data.training": "the training data",
+    }
+    return [
+        Problem("data.holdout", "recipe.same_data", f"holds the same examples as {use}; name others")
+        for place, use in uses.items()
+        if place in datasets and datasets[place].equals(holdout)
+    ]
 
 
 def _module(layers: Sequence[LayerSpec], source: LoadedSource) -> nn.Module:

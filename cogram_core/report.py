@@ -7,12 +7,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from cogram_core.recipe import Recipe
-from cogram_core.trace import Decision
+from cogram_core.trace import Action, Decision
 
 
 @dataclass
@@ -21,6 +21,7 @@ class LayerSummary:
 
     visits: int = 0
     merged: int = 0
+    trained: int = 0
     rolled_back: int = 0
     refined: int = 0
     skipped: int = 0
@@ -43,6 +44,7 @@ class LayerSummary:
         return {
             "visits": self.visits,
             "merged": self.merged,
+            "trained": self.trained,
             "rolled_back": self.rolled_back,
             "refined": self.refined,
             "skipped": self.skipped,
@@ -70,7 +72,7 @@ class Summary:
 
     def totals(self) -> dict[str, int]:
         """Decisions by action, over everything."""
-        actions = ("merged", "rolled_back", "refined", "skipped")
+        actions = get_args(Action)
         return {action: sum(getattr(summary, action) for summary in self._layers.values()) for action in actions}
 
 

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from cogram_core.trace import Decision
 
 _STAGE = frozenset({"stage", "stages", "method"})
-_COUNTED_AS = {"merged": "accepted", "refined": "refined", "rolled_back": "rolled_back", "skipped": "skipped"}
+_COUNTED_AS = {
+    "merged": "accepted",
+    "trained": "trained",
+    "refined": "refined",
+    "rolled_back": "rolled_back",
+    "skipped": "skipped",
+}
 
 
 @dataclass(frozen=True)

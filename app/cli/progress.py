@@ -30,6 +30,7 @@ class ProgressBar:
         )
         self._task: TaskID | None = None
         self._accepted = 0
+        self._trained = 0
         self._rolled_back = 0
 
     def __enter__(self) -> Self:
@@ -44,7 +45,7 @@ class ProgressBar:
     def stage_started(self, stage: StageInfo) -> None:
         """A new line."""
         self._progress.start()  # not before: an empty bar is an empty line
-        self._accepted = self._rolled_back = 0
+        self._accepted = self._trained = self._rolled_back = 0
         title = f"{stage.index + 1}/{stage.count} {stage.method}"
         self._task = self._progress.add_task(title, total=None, decisions="")
 
@@ -55,8 +56,10 @@ class ProgressBar:
     def decision(self, decision: Decision) -> None:
         """Counts."""
         self._accepted += decision.action == "merged"
+        self._trained += decision.action == "trained"
         self._rolled_back += decision.action == "rolled_back"
-        self._update(decisions=f"{self._accepted} accepted, {self._rolled_back} rolled back")
+        done = f"{self._trained} trained" if self._trained else f"{self._accepted} accepted"
+        self._update(decisions=f"{done}, {self._rolled_back} rolled back")
 
     def resumed(self, decisions: int) -> None:
         """One line, above the bar."""

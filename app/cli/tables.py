@@ -26,10 +26,10 @@ def candidates_table(verdict: Mapping[str, Any]) -> Table:
 
 def layers_table(layers: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> Table:
     """What was decided about each layer, stage by stage, with the mean share of each source."""
-    table = Table("stage", "layer", "merged", "rolled back", "skipped", "loss gained", *sources)
+    table = Table("stage", "layer", "merged", "trained", "rolled back", "skipped", "loss gained", *sources)
     for layer in layers:
         shares = layer["mean_shares"] or [None] * len(sources)
-        counts = (str(layer[action]) for action in ("merged", "rolled_back", "skipped"))
+        counts = (str(layer[action]) for action in ("merged", "trained", "rolled_back", "skipped"))
         gain = _number(layer["loss_gained"]) if layer["loss_gained"] else ""
         table.add_row(str(layer["stage"]), layer["layer"], *counts, gain, *(_percent(share) for share in shares))
     return table

@@ -94,6 +94,7 @@ class LayerSummary(BaseModel):
     layer: str
     visits: int = Field(description="decisions about the layer or a part of it")
     accepted: int
+    trained: int = Field(description="tensors that a phase of training left with new values")
     rolled_back: int
     skipped: int
     shares: list[SourceShare]

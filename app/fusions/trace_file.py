@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _BATCH_ROWS = 1000
-_HIDDEN = "payload"  # packed shares of single weights: for replay, not for readers
+_HIDDEN = "payload"  # packed shares of single weights, trained values: for replay, not for readers
 
 
 @dataclass
@@ -30,6 +30,7 @@ class LayerTally:
 
     visits: int = 0
     accepted: int = 0
+    trained: int = 0
     rolled_back: int = 0
     skipped: int = 0
     loss_gained: float = 0.0
@@ -39,6 +40,7 @@ class LayerTally:
     def add(self, row: dict[str, Any]) -> None:
         """One more decision."""
         self.visits += 1
+        self.trained += row["action"] == "trained"
         self.rolled_back += row["action"] == "rolled_back"
         self.skipped += row["action"] == "skipped"
         if row["action"] != "merged":
@@ -57,6 +59,7 @@ class LayerTally:
         return {
             "visits": self.visits,
             "accepted": self.accepted,
+            "trained": self.trained,
             "rolled_back": self.rolled_back,
             "skipped": self.skipped,
             "loss_gained": self.loss_gained,

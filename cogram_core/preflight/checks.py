@@ -102,9 +102,12 @@ def _compare_headers(
 
 def _same_data(recipe: Recipe) -> Iterator[Problem]:
     """A holdout set that decisions have seen would make every verdict a compliment."""
-    if recipe.data.holdout is not None and recipe.data.holdout == recipe.data.evaluation:
-        message = "is the evaluation data, on which decisions are taken; name examples that nothing else sees"
-        yield Problem("data.holdout", "recipe.same_data", message)
+    uses = {"the evaluation data, on which decisions are taken": recipe.data.evaluation}
+    uses["the training data"] = recipe.data.training
+    for use, reference in uses.items():
+        if recipe.data.holdout is not None and recipe.data.holdout == reference:
+            message = f"is {use}; name examples that nothing else sees"
+            yield Problem("data.holdout", "recipe.same_data", message)
 
 
 def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[AnyLayer, ...] | None, list[Problem]]:

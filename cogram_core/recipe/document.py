@@ -85,6 +85,7 @@ class Data(_Part):
 
     evaluation: str | None = Field(None, min_length=1, description="decisions are taken on it")
     holdout: str | None = Field(None, min_length=1, description="the verdict is given on it; no decision ever sees it")
+    training: str | None = Field(None, min_length=1, description="read by training stages, and by nothing else")
 
 
 class Stage(_Part):
@@ -148,7 +149,7 @@ class Recipe(_Part):
             custom_error_message="must be auto, or a mapping {kind: sequential, layers: […]}",
         ),
     ] = "auto"
-    data: Data = Data(evaluation=None, holdout=None)
+    data: Data = Data(evaluation=None, holdout=None, training=None)
     stages: tuple[Stage, ...] = Field(min_length=1)
     guard: Guard
     compute_dtype: Literal["float32", "float64"] = "float32"
@@ -192,6 +193,7 @@ class Recipe(_Part):
         found.append(("base", "checkpoint", self.base))
         found.append(("data.evaluation", "dataset", self.data.evaluation))
         found.append(("data.holdout", "dataset", self.data.holdout))
+        found.append(("data.training", "dataset", self.data.training))
         return [Reference(location, kind, value) for location, kind, value in found if value is not None]
 
     def with_references(self, replacements: Mapping[tuple[str, str], str]) -> Recipe:
@@ -207,6 +209,10 @@ class Recipe(_Part):
             source.model_copy(update={"checkpoint": checkpoint(source.checkpoint), "data": dataset(source.data)})
             for source in self.sources
         )
-        data = Data(evaluation=dataset(self.data.evaluation), holdout=dataset(self.data.holdout))
+        data = Data(
+            evaluation=dataset(self.data.evaluation),
+            holdout=dataset(self.data.holdout),
+            training=dataset(self.data.training),
+        )
         base = None if self.base is None else checkpoint(self.base)
         return self.model_copy(update={"sources": sources, "data": data, "base": base})

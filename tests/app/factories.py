@@ -172,7 +172,7 @@ def trace_rows(count: int) -> list[dict[str, Any]]:
             "spread": 0.1,
             "shares": [0.25, 0.75],
             "step": 1.0,
-            "action": "merged" if seq < 2 else ("refined" if seq % 4 < 2 else "rolled_back"),
+            "action": "merged" if seq < 2 else "trained" if seq == 3 else ("refined" if seq % 4 < 2 else "rolled_back"),
             "loss_after": 0.5,
             "reason": "test",
             "elapsed": 0.001 * seq,

@@ -44,7 +44,13 @@ def test_every_decision_is_a_line_without_its_payload(service: Service, url: str
 
 def test_filters_choose_decisions(service: Service, url: str) -> None:
     rows = trace_rows(ROWS)
-    for query in ({"layer": "fc1"}, {"kind": "neuron"}, {"action": "rolled_back"}, {"layer": "fc2", "kind": "layer"}):
+    for query in (
+        {"layer": "fc1"},
+        {"kind": "neuron"},
+        {"action": "rolled_back"},
+        {"action": "trained"},
+        {"layer": "fc2", "kind": "layer"},
+    ):
         wanted = [row["seq"] for row in rows if all(row[key] == value for key, value in query.items())]
         assert [line["seq"] for line in _lines(service, url, **query)] == wanted
     assert _lines(service, url, layer="none") == []
@@ -85,6 +91,7 @@ def test_the_summary_counts_each_layer(service: Service, url: str) -> None:
         "layer": "fc2",
         "visits": len(rows),
         "accepted": len(accepted),
+        "trained": 1,
         "rolled_back": sum(row["action"] == "rolled_back" for row in rows),
         "skipped": 0,
         "shares": [{"source": "a", "mean_share": 0.25}, {"source": "b", "mean_share": 0.75}],

@@ -149,6 +149,7 @@ def recipe_document(
     *,
     evaluation: Pair | None = None,
     holdout: Pair | None = None,
+    training: Pair | None = None,
     dtype: torch.dtype | None = None,
     **rest: Any,
 ) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def recipe_document(
         assert isinstance(module, nn.Sequential)
         path = save_checkpoint(folder / f"source-{place}", module, dtype)
         sources.append({"name": f"module-{place}", "checkpoint": str(path)})
-    pairs = {"evaluation": evaluation, "holdout": holdout}
+    pairs = {"evaluation": evaluation, "holdout": holdout, "training": training}
     data = {
         name: str(save_data(folder / f"{name}.safetensors", pair)) for name, pair in pairs.items() if pair is not None
     }

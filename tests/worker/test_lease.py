@@ -353,7 +353,7 @@ def test_many_decisions_become_few_events_that_add_up(rig: Rig) -> None:
         "method": "cogram",
         "done": 3000,
         "total": 3000,
-        "decisions": {"accepted": 1000, "refined": 0, "rolled_back": 2000, "skipped": 0},
+        "decisions": {"accepted": 1000, "trained": 0, "refined": 0, "rolled_back": 2000, "skipped": 0},
         "loss_after": pytest.approx(1 / 3000),
     }
 

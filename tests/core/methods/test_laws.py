@@ -21,6 +21,8 @@ from cogram_core.methods.contract import TensorMethod
 from tests.core.factories import conv_net, initialise, mlp, points, random, read_output, save_state
 
 methods = pytest.mark.parametrize("method", sorted(METHODS))
+# Training takes steps whatever the sources are.
+fusing = pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].kind != "training"))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 builds = st.sampled_from([mlp, conv_net])
 
@@ -28,11 +30,12 @@ builds = st.sampled_from([mlp, conv_net])
 def fused(modules: list[nn.Module], method: str, **options: object) -> nn.Module:
     convolution = any(isinstance(layer, nn.Conv2d) for layer in modules[0].children())
     shape, classes = ((1, 4, 4), 3) if convolution else ((6,), 4)
-    data = {name: points(seed, 24, shape, classes) for seed, name in enumerate(("evaluation", "holdout"))}
+    parts = ["evaluation", "holdout", *(["training"] if METHODS[method].kind == "training" else [])]
+    data = {name: points(seed, 24, shape, classes) for seed, name in enumerate(parts)}
     return fuse_modules(modules, stages=[method], data=data, **options).module
 
 
-@methods
+@fusing
 @dtypes
 @settings(deadline=None, max_examples=4)
 @given(seed=st.integers(0, 2**31), count=st.integers(2, 4), build=builds, guard=st.sampled_from(["off", "report"]))
@@ -48,7 +51,7 @@ def test_copies_of_a_network_give_that_network(
         assert torch.equal(found, tensor), name
 
 
-@methods
+@fusing
 def test_copies_of_a_float64_network_give_that_network(method: str) -> None:
     original = initialise(nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 4)).double(), 3)
     with torch.no_grad():
