@@ -22,11 +22,12 @@ from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
 from cogram_core.evaluation.datasets import Dataset, check_outputs, make_dataset, read_dataset
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
+from cogram_core.networks.tokens import Tokens, tokens_of
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
 from cogram_core.preflight import NETWORK_FILE, needs_network, preflight_files
 from cogram_core.recipe import Recipe, SequentialNetwork
-from cogram_core.recipe.layers import AnyLayer, LayerSpec
+from cogram_core.recipe.layers import AnyLayer, LayerSpec, vocabulary
 from cogram_core.recipe.reading import write_text
 from cogram_core.resuming import Identity, data_digests, earlier_run, sha256_of
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
@@ -139,9 +140,13 @@ def fuse_modules(
     """Fuses networks in memory; the same stages, guard and results as ``fuse``.
 
     Args:
-        modules: two or more torch modules of one architecture that give class scores (N, C) for inputs (N, ...).
+        modules: two or more torch modules of one architecture. For inputs (N, ...) they give class scores (N, C), values
+            (N, ...), or token scores (N, T, V), as the targets ask.
         stages: methods by name, or mappings with ``method`` and its parameters; a single name is a list of one.
-        data: ``evaluation``, ``holdout``, ``training``: each a pair of inputs (N, ...) and integer targets (N,).
+        data: ``evaluation``, ``holdout``, ``training``: each a pair of inputs (N, ...) and targets: classes, integers
+            (N,); values, floating (N, ...); or the labels of token ids (N, T), integers (N, T), at the places of the
+            inputs and −100 where nothing is to be predicted. Integer inputs are given to the modules as they are where
+            these run on them (token ids), else as numbers of ``compute_dtype`` (pixels).
         guard: as in a recipe, and so are ``compute_dtype``, ``seed``, ``device`` and ``threads``.
         observer: hears of the progress and may stop the run.
 
@@ -192,13 +197,16 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
         for source, module in zip(recipe.sources, modules, strict=True)
     ]
     check_alike(sources)
-    places = {f"data.{name}": partial(make_dataset, *pair, dtype, f"data.{name}") for name, pair in data.items()}
+    module = copy.deepcopy(modules[0]).to("cpu", dtype).eval() if needs_network(recipe) else None
+    tokens = {name: None if module is None else tokens_of(module, pair[0]) for name, pair in data.items()}
+    places = {
+        f"data.{name}": partial(make_dataset, *pair, dtype, f"data.{name}", tokens[name]) for name, pair in data.items()
+    }
     sets = {place.removeprefix("data."): dataset.to(device) for place, dataset in _all_datasets(places).items()}
     evaluation, holdout = sets.get("evaluation"), sets.get("holdout")
     network = None
-    if needs_network(recipe):
-        example = next(iter(sets.values())).inputs[:1]
-        network = Network(copy.deepcopy(modules[0]).to(device, dtype), example)
+    if module is not None:
+        network = Network(module.to(device), next(iter(sets.values())).inputs[:1])
         _check_outputs(network, {f"data.{name}": dataset for name, dataset in sets.items()})
     return Inputs(sources, network, evaluation, holdout, sets.get("training"))
 
@@ -238,8 +246,10 @@ def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
 def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...] | None, stack: ExitStack) -> Inputs:
     device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
 
+    known = None if layers is None else vocabulary(layers)
+    tokens = None if known is None else Tokens(known)
     places = {
-        reference.location: partial(read_dataset, paths[reference.value], dtype, reference.location)
+        reference.location: partial(read_dataset, paths[reference.value], dtype, reference.location, tokens)
         for reference in recipe.references()
         if reference.kind == "dataset"
     }

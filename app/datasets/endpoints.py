@@ -67,6 +67,10 @@ def _out(dataset: Dataset) -> DatasetOut:
         input_shape=dataset.input_shape,
         target_min=dataset.target_min,
         target_max=dataset.target_max,
+        loss=dataset.loss,
+        target_shape=dataset.target_shape,
+        token_min=dataset.token_min,
+        token_max=dataset.token_max,
         files=[UploadedFileOut(path=dataset.path, size=dataset.size, sha256=dataset.digest)],
         created_at=dataset.created_at,
     )

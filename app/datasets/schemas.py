@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.uploads.names import Name
 from app.uploads.schemas import UploadedFileOut
+from cogram_core.preflight import LossKind
 
 
 class DatasetIn(BaseModel):
@@ -22,15 +23,19 @@ class DatasetIn(BaseModel):
 
 
 class DatasetOut(BaseModel):
-    """Examples with their classes."""
+    """Examples with their classes, values or token labels."""
 
     id: str
     name: str
     sha256: str = Field(description="of the file")
     examples: int
     input_shape: list[int] = Field(description="of one example")
-    target_min: int
-    target_max: int
+    target_min: int | None = Field(description="of classes or token labels; null for values")
+    target_max: int | None
+    loss: LossKind = Field(description="what the targets ask for: classes, values or the labels of a language model")
+    target_shape: list[int] = Field(description="of one example")
+    token_min: int | None = Field(description="of input_ids; null for other inputs")
+    token_max: int | None
     files: list[UploadedFileOut]
     created_at: AwareDatetime
 

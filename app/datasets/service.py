@@ -58,6 +58,10 @@ def create(session: Session, file: UploadedFile, facts: DatasetFacts) -> Dataset
         input_shape=list(facts.input_shape),
         target_min=facts.target_min,
         target_max=facts.target_max,
+        loss=facts.loss,
+        target_shape=list(facts.target_shape),
+        token_min=facts.token_min,
+        token_max=facts.token_max,
     )
     session.add(dataset)
     session.flush()

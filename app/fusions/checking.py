@@ -81,4 +81,13 @@ def _unknown(reference: Reference) -> Problem:
 
 
 def _facts(row: Dataset) -> DatasetFacts:
-    return DatasetFacts(row.examples, tuple(row.input_shape), row.target_min, row.target_max)
+    return DatasetFacts(
+        examples=row.examples,
+        input_shape=tuple(row.input_shape),
+        target_min=row.target_min,
+        target_max=row.target_max,
+        loss=row.loss,
+        target_shape=tuple(row.target_shape),
+        token_min=row.token_min,
+        token_max=row.token_max,
+    )

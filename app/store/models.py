@@ -10,6 +10,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from app.store.states import FusionState
+from cogram_core.preflight import LossKind
 
 
 def utc_now() -> datetime:
@@ -126,7 +127,7 @@ class CheckpointFile(Base):
 
 
 class Dataset(Base):
-    """Evaluation, holdout or per-source data: one safetensors file with inputs and targets."""
+    """Evaluation, holdout or per-source data: one safetensors file with inputs and targets, or with tokens and labels."""
 
     __tablename__ = "datasets"
 
@@ -137,8 +138,12 @@ class Dataset(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     examples: Mapped[int] = mapped_column(BigInteger)
     input_shape: Mapped[list[int]]  # of one example
-    target_min: Mapped[int] = mapped_column(BigInteger)
-    target_max: Mapped[int] = mapped_column(BigInteger)
+    target_min: Mapped[int | None] = mapped_column(BigInteger)  # none for values
+    target_max: Mapped[int | None] = mapped_column(BigInteger)
+    loss: Mapped[LossKind] = mapped_column(String(32))
+    target_shape: Mapped[list[int]]  # of one example
+    token_min: Mapped[int | None] = mapped_column(BigInteger)  # none for inputs that are no token ids
+    token_max: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation data: inputs with class targets, read from a safetensors file."""
+"""Evaluation data: inputs with targets, read from a safetensors file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ from cogram_core.checkpoints.header import read_checkpoint_header
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES
 from cogram_core.errors import DatasetError, Problem
-from cogram_core.evaluation.losses import IGNORED, LossKind, predicted_tokens
-from cogram_core.preflight.data import check_dataset_header, target_problems, tensor_problems, value_problems
+from cogram_core.evaluation.losses import LossKind, predicted_tokens
+from cogram_core.networks.tokens import Tokens
+from cogram_core.preflight.data import (
+    IGNORED,
+    PLAIN,
+    TOKENS,
+    Names,
+    check_dataset_header,
+    target_problems,
+    tensor_problems,
+    token_problems,
+    value_problems,
+)
 
 
 @dataclass(frozen=True)
@@ -66,10 +77,11 @@ class Dataset:
         return Dataset(self.inputs.to(device), self.targets.to(device), weights)
 
 
-def read_dataset(path: Path, dtype: torch.dtype, place: str | None = None) -> Dataset:
-    """The ``inputs`` and ``targets`` of a safetensors file, inputs converted to ``dtype``.
+def read_dataset(path: Path, dtype: torch.dtype, place: str | None = None, tokens: Tokens | None = None) -> Dataset:
+    """The dataset in a safetensors file: ``inputs`` and ``targets``, or ``input_ids`` and ``labels``.
 
-    Errors name ``place``, by default the path.
+    Errors name ``place``, by default the path. For ``dtype`` and ``tokens`` see ``make_dataset``; ``input_ids`` are
+    always tokens.
 
     Raises:
         CheckpointError: if the file is not valid safetensors.
@@ -77,13 +89,26 @@ def read_dataset(path: Path, dtype: torch.dtype, place: str | None = None) -> Da
     """
     place = place or str(path)
     header = read_checkpoint_header(path)
-    check_dataset_header(header, place)
+    names = check_dataset_header(header, place)
+    if names == TOKENS and tokens is None:
+        tokens = Tokens(None)
     with CheckpointReader(header) as reader:
-        return make_dataset(reader.read("inputs"), reader.read("targets"), dtype, place)
+        return make_dataset(reader.read(names.inputs), reader.read(names.targets), dtype, place, tokens, names)
 
 
-def make_dataset(inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str) -> Dataset:
-    """A dataset from tensors: inputs (N, ...) of any number type, targets (N,) of integers.
+def make_dataset(
+    inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str, tokens: Tokens | None = None, names: Names = PLAIN
+) -> Dataset:
+    """A dataset from tensors.
+
+    Args:
+        inputs: numbers of any type, shape (N, ...).
+        targets: integers (N,), the classes; floating numbers (N, ...), the values; or integers (N, T), the labels of
+            integer inputs (N, T), at the same places, −100 where nothing is to be predicted.
+        dtype: what inputs that are no tokens, and values, are converted to.
+        place: what errors name.
+        tokens: given where the network takes token ids: integer inputs then stay integers.
+        names: what errors call the two tensors.
 
     Raises:
         DatasetError: listing everything that doesn't fit.
@@ -91,13 +116,50 @@ def make_dataset(inputs: Tensor, targets: Tensor, dtype: torch.dtype, place: str
     if not all(isinstance(tensor, Tensor) for tensor in (inputs, targets)):
         message = "must be a pair of torch tensors, inputs and targets; convert them with torch.as_tensor"
         raise DatasetError([Problem(place, "dataset.not_tensors", message)])
-    names = [DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) for tensor in (inputs, targets)]
-    problems = tensor_problems(names[0], tuple(inputs.shape), names[1], tuple(targets.shape), place)
-    if not problems and not torch.isfinite(inputs.to(dtype)).all():
-        problems.append(Problem(f"{place}: inputs", "dataset.not_finite", "holds NaN or infinity; take them out"))
+    types = [DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) for tensor in (inputs, targets)]
+    problems = tensor_problems(types[0], tuple(inputs.shape), types[1], tuple(targets.shape), place, names)
     if problems:
         raise DatasetError(problems)
-    return Dataset(inputs.to(dtype), targets.to(torch.int64))
+    made = Dataset(
+        inputs.to(dtype if tokens is None else torch.int64),
+        targets.to(dtype if targets.is_floating_point() else torch.int64),
+    )
+    if tokens is None:
+        problems += _not_finite(made.inputs, f"{place}: {names.inputs}")
+    else:
+        problems += _token_problems(inputs, tokens, f"{place}: {names.inputs}")
+    if made.loss == "mean_squared_error":
+        problems += _not_finite(made.targets, f"{place}: {names.targets}")
+    if made.loss == "causal_lm":
+        problems += _label_problems(made.targets, f"{place}: {names.targets}")
+    if problems:
+        raise DatasetError(problems)
+    return made
+
+
+def _not_finite(tensor: Tensor, place: str) -> list[Problem]:
+    if bool(torch.isfinite(tensor).all()):
+        return []
+    return [Problem(place, "dataset.not_finite", "holds NaN or infinity; take them out")]
+
+
+def _token_problems(inputs: Tensor, tokens: Tokens, place: str) -> list[Problem]:
+    if inputs.is_floating_point():
+        message = "are floating numbers, but the network begins with an embedding, which takes token ids; give integers"
+        return [Problem(place, "dataset.invalid_inputs", message)]
+    ids = inputs.to(torch.int64)
+    if tokens.vocabulary is None or ids.numel() == 0:
+        return []
+    return token_problems(int(ids.min()), int(ids.max()), tokens.vocabulary, place)
+
+
+def _label_problems(labels: Tensor, place: str) -> list[Problem]:
+    silent = torch.nonzero(predicted_tokens(labels) == 0)[:, 0].tolist()
+    if not silent:
+        return []
+    shown = ", ".join(map(str, silent[:8])) + (", …" if len(silent) > 8 else "")
+    message = f"predict no token in {len(silent)} examples ({shown}): all labels but the first are −100; take them out"
+    return [Problem(place, "dataset.nothing_predicted", message)]
 
 
 def check_outputs(dataset: Dataset, shape: tuple[int, ...], place: str) -> list[Problem]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-LossKind = Literal["cross_entropy", "mean_squared_error", "causal_lm"]
-IGNORED = -100
-"""The label of a token that is not to be predicted."""
+from cogram_core.preflight.data import IGNORED, LossKind
+
+__all__ = [
+    "LossKind",
+    "causal_lm",
+    "cross_entropy",
+    "example_losses",
+    "mean_squared_error",
+    "predicted_tokens",
+    "weighted_mean",
+]
 # Output elements taken at once: 2²² float64 are 32 MiB a temporary, whatever the vocabulary and the number of examples.
 _ELEMENTS = 2**22
 

@@ -1,7 +1,7 @@
 """All that headers alone can tell, all problems at once, with estimates. Free of torch and numpy: the API runs it."""
 
 from cogram_core.preflight.checks import Estimates, Preflight, needs_network, preflight
-from cogram_core.preflight.data import DatasetFacts, read_dataset_facts
+from cogram_core.preflight.data import DatasetFacts, LossKind, read_dataset_facts
 from cogram_core.preflight.files import preflight_files
 from cogram_core.preflight.summaries import NETWORK_FILE, CheckpointSummary, summarise_checkpoint
 
@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointSummary",
     "DatasetFacts",
     "Estimates",
+    "LossKind",
     "Preflight",
     "needs_network",
     "preflight",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from cogram_core.checkpoints.header import DTYPES, CheckpointHeader
 from cogram_core.errors import Problem
-from cogram_core.preflight.data import DatasetFacts, target_problems
+from cogram_core.preflight.data import PLAIN, TOKENS, DatasetFacts, target_problems, token_problems, value_problems
 from cogram_core.preflight.summaries import CheckpointSummary
 from cogram_core.recipe.document import Recipe, Source
-from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, expected_tensors
+from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, Residual, expected_tensors, vocabulary
 from cogram_core.recipe.methods import catalogue
 
 _LISTED = 50
@@ -138,12 +138,30 @@ def _data(recipe: Recipe, datasets: Mapping[str, DatasetFacts]) -> Iterator[tupl
 
 
 def _compare_data(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location: str) -> Iterator[Problem]:
-    if (message := _wrong_input(layers, facts.input_shape)) is not None:
-        message += "; give data of this network, or correct the layers"
+    yield from _compare_inputs(layers, facts, location)
+    last = _last_features(layers)
+    if last is None:
+        return
+    if facts.loss == "mean_squared_error":
+        shape = facts.target_shape or (1,)
+        if shape[-1] != last:
+            yield from value_problems(facts.target_shape, (*shape[:-1], last), location)
+    elif facts.target_min is not None and facts.target_max is not None:
+        name = PLAIN.targets if facts.token_min is None else TOKENS.targets
+        yield from target_problems(facts.target_min, facts.target_max, last, f"{location}: {name}")
+
+
+def _compare_inputs(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location: str) -> Iterator[Problem]:
+    if facts.token_min is not None and facts.token_max is not None:
+        known, place = vocabulary(layers), f"{location}: {TOKENS.inputs}"
+        if known is None:
+            message = "are token ids, but the network does not begin with an embedding; give numbers as inputs"
+            yield Problem(place, "dataset.tokens_without_embedding", message)
+        else:
+            yield from token_problems(facts.token_min, facts.token_max, known, place)
+    elif (wrong := _wrong_input(layers, facts.input_shape)) is not None:
+        message = f"{wrong}; give data of this network, or correct the layers"
         yield Problem(f"{location}: inputs", "dataset.wrong_shape", message)
-    classes = _classes(layers)
-    if classes is not None:
-        yield from target_problems(facts.target_min, facts.target_max, classes, f"{location}: targets")
 
 
 def _wrong_input(layers: tuple[AnyLayer, ...], shape: tuple[int, ...]) -> str | None:
@@ -161,15 +179,20 @@ def _wrong_input(layers: tuple[AnyLayer, ...], shape: tuple[int, ...]) -> str | 
                 wanted = f"{layer.in_channels} channels in {dimensions} dimensions"
                 return f"an input has shape {list(shape)}, the first layer takes {wanted}"
             return None
+        elif isinstance(layer, Residual):
+            return _wrong_input(layer.layers, shape)
         elif layer.torch_class.lower() not in _ELEMENTWISE:
             return None
     return None
 
 
-def _classes(layers: tuple[AnyLayer, ...]) -> int | None:
+def _last_features(layers: tuple[AnyLayer, ...]) -> int | None:
+    """The size of the output's last dimension, as far as that can be told without running: classes, values, tokens."""
     for layer in reversed(layers):
         if isinstance(layer, Linear):
             return layer.out_features
+        if isinstance(layer, Residual):
+            return _last_features(layer.layers)
         if layer.torch_class.lower() not in _ELEMENTWISE:
             return None
     return None
@@ -186,7 +209,7 @@ def _estimates(
     methods = {stage.method for stage in recipe.stages}
     statistics = 8 * (len(recipe.sources) + 2) if "fisher" in methods else 16
     # One example's gradients for every class, and their squares beside them.
-    gradients = 2 * element * (_classes(layers or ()) or 1) * header.parameters if "fisher" in methods else 0
+    gradients = 2 * element * (_last_features(layers or ()) or 1) * header.parameters if "fisher" in methods else 0
     used = {reference.value for reference in recipe.references() if reference.kind == "dataset"}
     data = sum(datasets[value].examples * math.prod(datasets[value].input_shape) for value in used) * element
     largest = max((spec.elements for spec in header.tensors.values()), default=0)

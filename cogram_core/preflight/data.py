@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cogram_core.checkpoints.header import DTYPES, CheckpointHeader, TensorSpec, read_checkpoint_header
 from cogram_core.errors import DatasetError, Problem
 
-# struct's letters for the integer types that a class may have.
+LossKind = Literal["cross_entropy", "mean_squared_error", "causal_lm"]
+IGNORED = -100
+"""The label of a token that is not to be predicted."""
+# struct's letters for the integer types that a class or a token may have.
 _INTEGERS: Mapping[str, Literal["B", "b", "h", "H", "i", "I", "q"]] = {
     "U8": "B",
     "I8": "b",
@@ -21,67 +24,151 @@ _INTEGERS: Mapping[str, Literal["B", "b", "h", "H", "i", "I", "q"]] = {
     "I64": "q",
 }
 _CHUNK = 2**20
+_MASK = "attention_mask"
+
+
+class Names(NamedTuple):
+    """What the two tensors of a dataset are called."""
+
+    inputs: str = "inputs"
+    targets: str = "targets"
+
+
+PLAIN = Names()
+TOKENS = Names("input_ids", "labels")
+"""The names in a file of token data."""
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """How many examples, the shape of one input, and the range of the targets."""
+    """How many examples, the shape of one input, the range of the targets, and what the targets and inputs are.
+
+    ``target_min`` and ``target_max`` are None where targets are values and not classes or tokens; ``token_min`` and
+    ``token_max`` are the range of ``input_ids``, None where the inputs are something else.
+    """
 
     examples: int
     input_shape: tuple[int, ...]
-    target_min: int
-    target_max: int
+    target_min: int | None
+    target_max: int | None
+    loss: LossKind = "cross_entropy"
+    target_shape: tuple[int, ...] = ()
+    token_min: int | None = None
+    token_max: int | None = None
 
 
 def read_dataset_facts(path: Path) -> DatasetFacts:
-    """The facts of a safetensors file with ``inputs`` (N, ...) and ``targets`` (N,); reads the targets only.
+    """The facts of a safetensors file of ``inputs`` and ``targets``, or of ``input_ids`` and ``labels``.
+
+    Inputs other than tokens are not read.
 
     Raises:
         CheckpointError: if the file is not valid safetensors.
         DatasetError: listing everything that keeps it from being a dataset.
     """
     header = read_checkpoint_header(path)
-    check_dataset_header(header, path.name)
-    low, high = _range(header.tensors["targets"])
-    shape = header.tensors["inputs"].shape
-    return DatasetFacts(shape[0], shape[1:], low, high)
+    names = check_dataset_header(header, path.name)
+    inputs, targets = header.tensors[names.inputs], header.tensors[names.targets]
+    loss = loss_of(targets.dtype, targets.shape)
+    ends: list[int | None] = [None, None]
+    if loss != "mean_squared_error":
+        ends = [*_range(targets, IGNORED if loss == "causal_lm" else None)]
+    if None in ends and loss == "causal_lm":
+        message = f"are all {IGNORED}, so that no token is predicted; give the tokens themselves"
+        raise DatasetError([Problem(f"{path.name}: {names.targets}", "dataset.invalid_targets", message)])
+    tokens = _range(inputs) if names == TOKENS else (None, None)
+    return DatasetFacts(inputs.shape[0], inputs.shape[1:], ends[0], ends[1], loss, targets.shape[1:], *tokens)
 
 
-def check_dataset_header(header: CheckpointHeader, place: str) -> None:
-    """Checks that a safetensors file is a dataset, as far as its header tells.
+def check_dataset_header(header: CheckpointHeader, place: str) -> Names:
+    """Checks that a safetensors file is a dataset, as far as its header tells, and that nothing in it is padded.
+
+    Returns:
+        The names of its two tensors.
 
     Raises:
         DatasetError: listing everything that keeps it from being one.
     """
-    missing = [name for name in ("inputs", "targets") if name not in header.tensors]
+    given = [names for names in (PLAIN, TOKENS) if any(name in header.tensors for name in names)]
+    if len(given) > 1:
+        message = "holds tensors of both kinds; a dataset has inputs and targets, or input_ids and labels"
+        raise DatasetError([Problem(place, "dataset.ambiguous", message)])
+    names = given[0] if given else PLAIN
+    missing = [name for name in names if name not in header.tensors]
     if missing:
+        kinds = "a dataset has inputs and targets, or input_ids and labels"
         raise DatasetError(
-            Problem(place, "dataset.missing_tensor", f"has no tensor {name!r}; a dataset has inputs and targets")
-            for name in missing
+            Problem(place, "dataset.missing_tensor", f"has no tensor {name!r}; {kinds}") for name in missing
         )
-    inputs, targets = header.tensors["inputs"], header.tensors["targets"]
-    problems = tensor_problems(inputs.dtype, inputs.shape, targets.dtype, targets.shape, place)
+    inputs, targets = header.tensors[names.inputs], header.tensors[names.targets]
+    problems = tensor_problems(inputs.dtype, inputs.shape, targets.dtype, targets.shape, place, names)
+    if names == TOKENS and _MASK in header.tensors and not problems:
+        problems = _mask_problems(header.tensors[_MASK], inputs.shape, f"{place}: {_MASK}")
     if problems:
         raise DatasetError(problems)
+    return names
+
+
+def loss_of(dtype: str, shape: tuple[int, ...]) -> LossKind:
+    """The loss that targets of this safetensors dtype and shape (N, ...) ask for."""
+    if DTYPES[dtype].floating:
+        return "mean_squared_error"
+    return "cross_entropy" if len(shape) == 1 else "causal_lm"
 
 
 def tensor_problems(
-    input_dtype: str, input_shape: tuple[int, ...], target_dtype: str, target_shape: tuple[int, ...], place: str
+    input_dtype: str,
+    input_shape: tuple[int, ...],
+    target_dtype: str,
+    target_shape: tuple[int, ...],
+    place: str,
+    names: Names = PLAIN,
 ) -> list[Problem]:
     """Everything that keeps two tensors, by safetensors dtype and shape, from being inputs and targets."""
     problems = []
-    if target_dtype not in _INTEGERS or len(target_shape) != 1:
-        message = f"must be one integer class an example, shape [N]; here {target_dtype} {list(target_shape)}"
-        message += "; convert them to integers" if target_dtype not in _INTEGERS else "; give one number an example"
-        problems.append(Problem(f"{place}: targets", "dataset.invalid_targets", message))
-    if input_dtype == "BOOL" or len(input_shape) < 2:
-        message = f"must be numbers of shape [N, ...]; here {input_dtype} {list(input_shape)}"
-        problems.append(Problem(f"{place}: inputs", "dataset.invalid_inputs", message))
+    if (remedy := _target_remedy(input_dtype, input_shape, target_dtype, target_shape)) is not None:
+        message = "must be one integer class an example, shape [N]; or floating values, [N, ...]; or integer labels of "
+        message += f"integer tokens, [N, T]; here {target_dtype} {list(target_shape)}; {remedy}"
+        problems.append(Problem(f"{place}: {names.targets}", "dataset.invalid_targets", message))
+    here = f"here {input_dtype} {list(input_shape)}"
+    if names == TOKENS and (input_dtype not in _INTEGERS or len(input_shape) != 2):
+        message = f"must be integers of shape [N, T]; {here}"
+        problems.append(Problem(f"{place}: {names.inputs}", "dataset.invalid_inputs", message))
+    elif input_dtype == "BOOL" or len(input_shape) < 2:
+        message = f"must be numbers of shape [N, ...]; {here}"
+        problems.append(Problem(f"{place}: {names.inputs}", "dataset.invalid_inputs", message))
     elif input_shape[:1] != target_shape[:1] or input_shape[0] == 0:
-        counts = f"inputs {list(input_shape[:1])} and targets {list(target_shape[:1])}"
+        counts = f"{names.inputs} {list(input_shape[:1])} and {names.targets} {list(target_shape[:1])}"
         message = f"{counts} differ in length or are empty; there must be one target an input"
         problems.append(Problem(place, "dataset.length_mismatch", message))
     return problems
+
+
+def _target_remedy(
+    input_dtype: str, input_shape: tuple[int, ...], target_dtype: str, target_shape: tuple[int, ...]
+) -> str | None:
+    """What to do about targets that are none, or None where they are good."""
+    if target_dtype in DTYPES and DTYPES[target_dtype].floating:
+        return None if target_shape and 0 not in target_shape[1:] else "give one or more values an example"
+    if target_dtype not in _INTEGERS:
+        return "convert them to integers"
+    if len(target_shape) == 1:
+        return None
+    tokens = input_dtype in _INTEGERS and len(input_shape) == 2
+    if not tokens or target_shape[1:] != input_shape[1:]:
+        return "give one number an example"
+    return None if target_shape[1] > 1 else "give sequences of two tokens or more"
+
+
+def _mask_problems(mask: TensorSpec, shape: tuple[int, ...], place: str) -> list[Problem]:
+    if mask.shape != shape or mask.dtype not in {"BOOL", *_INTEGERS}:
+        message = f"must be ones in the shape of the input_ids, {list(shape)}; here {mask.dtype} {list(mask.shape)}"
+        return [Problem(place, "dataset.invalid_mask", message)]
+    if _range(mask) == (1, 1):
+        return []
+    message = "has places that are not 1, but networks of torch.nn layers take no mask; padded data come with the "
+    message += "transformers networks, so give sequences of one length without padding"
+    return [Problem(place, "dataset.padded", message)]
 
 
 def target_problems(low: int, high: int, classes: int, place: str) -> list[Problem]:
@@ -92,6 +179,14 @@ def target_problems(low: int, high: int, classes: int, place: str) -> list[Probl
     return [Problem(place, "dataset.targets_outside_classes", message)]
 
 
+def token_problems(low: int, high: int, vocabulary: int, place: str) -> list[Problem]:
+    """The problem of token ids from ``low`` to ``high`` that an embedding of ``vocabulary`` rows has none for."""
+    if low >= 0 and high < vocabulary:
+        return []
+    message = f"reach from {low} to {high}, but the network's embedding has the ids 0 to {vocabulary - 1}; correct them"
+    return [Problem(place, "dataset.tokens_outside_vocabulary", message)]
+
+
 def value_problems(values: tuple[int, ...], output: tuple[int, ...], place: str) -> list[Problem]:
     """The problem of floating targets whose shape is not the network's output's; a lone last 1 may be left out."""
     if (values or (1,)) == (output or (1,)):
@@ -100,8 +195,11 @@ def value_problems(values: tuple[int, ...], output: tuple[int, ...], place: str)
     return [Problem(f"{place}: targets", "dataset.wrong_output", message)]
 
 
-def _range(spec: TensorSpec) -> tuple[int, int]:
-    """Least and greatest value of an integer tensor, in small pieces; the machine is little-endian, as the file is."""
+def _range(spec: TensorSpec, ignored: int | None = None) -> tuple[int, int] | tuple[None, None]:
+    """Least and greatest value of an integer tensor but for the ignored one, in small pieces.
+
+    The machine is little-endian, as the file is.
+    """
     ends: list[int] = []
     left = spec.elements * DTYPES[spec.dtype].size
     with spec.file.open("rb") as file:
@@ -110,7 +208,8 @@ def _range(spec: TensorSpec) -> tuple[int, int]:
             chunk = file.read(min(left, _CHUNK))
             if not chunk:
                 raise DatasetError([Problem(spec.file.name, "dataset.truncated", "ends early; copy the file again")])
-            values = memoryview(chunk).cast(_INTEGERS[spec.dtype])
-            ends += [min(values), max(values)]
+            values = memoryview(chunk).cast(_INTEGERS.get(spec.dtype, "B"))  # a byte each for booleans
+            kept = values if ignored is None else [value for value in values if value != ignored]
+            ends += [min(kept), max(kept)] if len(kept) else []
             left -= len(chunk)
-    return min(ends), max(ends)
+    return (min(ends), max(ends)) if ends else (None, None)

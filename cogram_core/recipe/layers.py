@@ -372,6 +372,18 @@ def expected_tensors(layers: Iterable[LayerSpec]) -> dict[str, Shape]:
     }
 
 
+def vocabulary(layers: Iterable[LayerSpec]) -> int | None:
+    """How many token ids the chain knows, or None where it does not begin with an embedding and takes numbers."""
+    for layer in layers:
+        if isinstance(layer, Embedding):
+            return layer.num_embeddings
+        if isinstance(layer, Residual):
+            return vocabulary(layer.layers)
+        if not isinstance(layer, Flatten | Unflatten | Dropout | Identity):
+            return None
+    return None
+
+
 def count_layers(layers: Iterable[LayerSpec]) -> int:
     """How many layers there are, those inside residuals included."""
     return sum(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select, text
 
 from app.store.database import Database
 from app.store.migrate import downgrade, migrate
-from app.store.models import Base
+from app.store.models import Base, Dataset
 from tests.services import PostgreSQL
 
 
@@ -52,6 +52,27 @@ def test_downgrading_to_the_base_leaves_no_table(empty_url: str) -> None:
     migrate(empty_url)
     downgrade(empty_url, "base")
     assert _tables(empty_url) == set()
+
+
+def test_datasets_from_before_other_losses_hold_classes(empty_url: str) -> None:
+    migrate(empty_url)
+    downgrade(empty_url, "0001")
+    database = Database(empty_url)
+    try:
+        with database.engine.begin() as connection:
+            connection.execute(text("INSERT INTO blobs (digest, size, created_at) VALUES ('d', 1, '2026-01-01')"))
+            connection.execute(
+                text(
+                    "INSERT INTO datasets (id, name, digest, path, size, examples, input_shape, target_min, target_max,"
+                    " created_at) VALUES ('data_1', 'n', 'd', 'p', 1, 3, '[2]', 0, 4, '2026-01-01')"
+                )
+            )
+        migrate(empty_url)
+        with database.reading() as session:
+            (old,) = session.scalars(select(Dataset)).all()
+            assert (old.loss, old.target_shape, old.target_max, old.token_max) == ("cross_entropy", [], 4, None)
+    finally:
+        database.close()
 
 
 def test_processes_that_start_at_once_migrate_one_after_the_other(empty_url: str) -> None:

@@ -130,6 +130,8 @@ class Rig:
                     input_shape=list(inputs.shape[1:]),
                     target_min=int(targets.min()),
                     target_max=int(targets.max()),
+                    loss="cross_entropy",
+                    target_shape=[],
                 )
             )
         return dataset

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cogram_core.networks.sequential import build
 from cogram_core.preflight import (
     CheckpointSummary,
     DatasetFacts,
@@ -14,7 +16,7 @@ from cogram_core.preflight import (
     preflight,
     summarise_checkpoint,
 )
-from cogram_core.recipe import Recipe
+from cogram_core.recipe import Recipe, SequentialNetwork
 from tests.core.factories import conv_net, mlp, save_checkpoint, save_state
 
 FACTS = DatasetFacts(examples=10, input_shape=(6,), target_min=0, target_max=3)
@@ -138,6 +140,53 @@ def test_inputs_are_held_against_a_convolution_too(tmp_path: Path) -> None:
     assert inputs(1, 4, 4) == {}
     for shape in ((4, 4), (3, 4, 4), (16,)):
         assert set(inputs(*shape).values()) == {"dataset.wrong_shape"}
+
+
+BLOCKS: list[dict[str, Any]] = [
+    {"type": "Embedding", "num_embeddings": 9, "embedding_dim": 4},
+    {"type": "Residual", "layers": [{"type": "Linear", "in_features": 4, "out_features": 4}]},
+]
+HEAD = {"type": "Linear", "in_features": 4, "out_features": 9}
+LANGUAGE = DatasetFacts(10, (6,), 0, 8, "causal_lm", (6,), token_min=0, token_max=8)
+
+
+def summary_of(folder: Path, *layers: dict[str, Any]) -> dict[str, CheckpointSummary]:
+    described = SequentialNetwork.model_validate({"kind": "sequential", "layers": layers})
+    state = build(described.layers, torch.float32, torch.device("cpu")).state_dict()
+    return {name: summarise_checkpoint(save_state(folder / name, state)) for name in ("a", "b")}
+
+
+def test_token_data_is_held_against_the_embedding_and_the_last_layer(tmp_path: Path) -> None:
+    layers = [{"type": "identity"}, *BLOCKS, HEAD]
+    summaries = summary_of(tmp_path, *layers)
+
+    def judged(**changes: Any) -> dict[str, str]:
+        facts = replace(LANGUAGE, **changes)
+        network = {"kind": "sequential", "layers": layers}
+        return found(check(summaries, {"eval": facts, "hold": LANGUAGE}, network=network))
+
+    assert judged() == {}
+    for wrong in ({"token_min": -1}, {"token_max": 9}):
+        assert judged(**wrong) == {"data.evaluation: input_ids": "dataset.tokens_outside_vocabulary"}
+    for wrong in ({"target_min": -1}, {"target_max": 9}):
+        assert judged(**wrong) == {"data.evaluation: labels": "dataset.targets_outside_classes"}
+
+
+def test_token_ids_need_a_network_that_begins_with_an_embedding(tmp_path: Path) -> None:
+    layers = [BLOCKS[1], HEAD]
+    result = check(summary_of(tmp_path, *layers), {"eval": LANGUAGE}, network={"kind": "sequential", "layers": layers})
+    assert found(result) == {
+        "data.evaluation: input_ids": "dataset.tokens_without_embedding",
+        "data.holdout: inputs": "dataset.wrong_shape",
+    }
+
+
+def test_values_are_held_against_the_last_layer(tmp_path: Path) -> None:
+    summaries = {name: saved(tmp_path, name) for name in ("a", "b")}
+    for shape, fits in (((4,), True), ((3,), False), ((), False), ((7, 4), True)):
+        facts = DatasetFacts(10, (6,), None, None, "mean_squared_error", shape)
+        expected = {} if fits else {"data.holdout: targets": "dataset.wrong_output"}
+        assert found(check(summaries, {"hold": facts})) == expected
 
 
 def test_a_network_is_needed_where_data_or_the_guard_takes_part() -> None:

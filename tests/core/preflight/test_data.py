@@ -63,7 +63,7 @@ def test_missing_tensors_are_all_named(tmp_path: Path) -> None:
     [
         (torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64), {"": "length_mismatch"}),
         (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), {"": "length_mismatch"}),
-        (torch.zeros(3, 2), torch.zeros(3), {": targets": "invalid_targets"}),
+        (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.uint8), {": targets": "invalid_targets"}),
         (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int64), {": targets": "invalid_targets"}),
         (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), {": targets": "invalid_targets"}),
         (torch.zeros(3), torch.zeros(3, dtype=torch.int64), {": inputs": "invalid_inputs"}),
@@ -75,6 +75,56 @@ def test_tensors_that_are_no_dataset_are_refused(
     tmp_path: Path, inputs: Tensor, targets: Tensor, codes: dict[str, str]
 ) -> None:
     path = written(tmp_path, inputs=inputs, targets=targets)
+    assert refusal(path) == {f"data.safetensors{place}": f"dataset.{code}" for place, code in codes.items()}
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 4, 2)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_floating_targets_are_values(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    path = written(tmp_path, inputs=torch.zeros(3, 2), targets=torch.zeros(shape, dtype=dtype))
+    assert read_dataset_facts(path) == DatasetFacts(3, (2,), None, None, "mean_squared_error", shape[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_token_data_tells_its_ids_and_labels(tmp_path: Path, dtype: torch.dtype) -> None:
+    ids = torch.tensor([[4, 2, 9], [3, 3, 3]], dtype=dtype)
+    labels = torch.tensor([[-100, 2, 9], [5, -100, 3]], dtype=dtype)
+    facts = read_dataset_facts(written(tmp_path, input_ids=ids, labels=labels))
+    assert facts == DatasetFacts(2, (3,), 2, 9, "causal_lm", (3,), token_min=2, token_max=9)
+    one_each = read_dataset_facts(written(tmp_path, input_ids=ids, labels=torch.tensor([0, 4], dtype=dtype)))
+    assert one_each == DatasetFacts(2, (3,), 0, 4, "cross_entropy", (), token_min=2, token_max=9)
+    plain = read_dataset_facts(written(tmp_path, inputs=ids, targets=labels))
+    assert plain == DatasetFacts(2, (3,), 2, 9, "causal_lm", (3,))
+
+
+def test_minus_a_hundred_is_a_class_where_targets_are_classes(tmp_path: Path) -> None:
+    path = written(tmp_path, inputs=torch.zeros(2, 1), targets=torch.tensor([-100, 3]))
+    assert read_dataset_facts(path).target_min == -100
+
+
+IDS = torch.arange(6).reshape(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "codes"),
+    [
+        ({"input_ids": IDS}, {"": "missing_tensor"}),
+        ({"labels": IDS}, {"": "missing_tensor"}),
+        ({"input_ids": IDS, "labels": IDS, "inputs": IDS}, {"": "ambiguous"}),
+        ({"input_ids": IDS.float(), "labels": IDS}, {": input_ids": "invalid_inputs", ": labels": "invalid_targets"}),
+        ({"input_ids": IDS[0], "labels": IDS[0]}, {": input_ids": "invalid_inputs"}),
+        ({"input_ids": IDS, "labels": IDS[:, :2]}, {": labels": "invalid_targets"}),
+        ({"input_ids": IDS, "labels": IDS[:1]}, {"": "length_mismatch"}),
+        ({"input_ids": IDS, "labels": torch.full((2, 3), -100)}, {": labels": "invalid_targets"}),
+        ({"attention_mask": torch.ones(2, 2).long()}, {": attention_mask": "invalid_mask"}),
+        ({"attention_mask": torch.ones(2, 3)}, {": attention_mask": "invalid_mask"}),
+        ({"attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}, {": attention_mask": "padded"}),
+        ({"attention_mask": torch.tensor([[True] * 3, [True, True, False]])}, {": attention_mask": "padded"}),
+    ],
+)
+def test_token_data_that_is_none_is_refused(tmp_path: Path, tensors: dict[str, Tensor], codes: dict[str, str]) -> None:
+    given = tensors if "attention_mask" not in tensors else {"input_ids": IDS, "labels": IDS.clone(), **tensors}
+    path = written(tmp_path, **{name: tensor.contiguous().clone() for name, tensor in given.items()})
     assert refusal(path) == {f"data.safetensors{place}": f"dataset.{code}" for place, code in codes.items()}
 
 

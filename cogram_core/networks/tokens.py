@@ -1,0 +1,54 @@
+"""Whether a network takes token ids, found by running it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """That a network takes integers as they are, and how many ids it knows; None where that can't be told."""
+
+    vocabulary: int | None
+
+
+def tokens_of(module: nn.Module, inputs: Tensor) -> Tokens | None:
+    """Runs a module on the first of its integer inputs (N, ...), as int64.
+
+    Integers are token ids, and stay integers, where the module runs on them. Else they are numbers like pixels, and None
+    is given: a layer that computes with them refuses to mix int64 with its own dtype. The vocabulary is that of the
+    first ``nn.Embedding`` that gets the inputs or a part of them.
+
+    Args:
+        module: on the CPU, where an id that is out of range is an error and not the end of the process.
+        inputs: any tensor.
+    """
+    if not isinstance(inputs, Tensor) or inputs.is_floating_point() or inputs.is_complex():
+        return None
+    if inputs.dtype == torch.bool or inputs.ndim < 2 or len(inputs) == 0:
+        return None
+    example = inputs[:1].to("cpu", torch.int64, copy=True)
+    memory = example.untyped_storage().data_ptr()
+    known: list[int] = []
+
+    def hear(embedding: nn.Module, given: tuple[object, ...]) -> None:
+        assert isinstance(embedding, nn.Embedding)
+        if given and isinstance(given[0], Tensor) and given[0].untyped_storage().data_ptr() == memory:
+            known.append(embedding.num_embeddings)
+
+    embeddings = [inner for inner in module.modules() if isinstance(inner, nn.Embedding)]
+    handles = [inner.register_forward_pre_hook(hear) for inner in embeddings]
+    try:
+        with torch.no_grad():
+            module(example)
+    except IndexError:
+        pass  # an id without a row, which is told with the range of all of them
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Tokens(known[0] if known else None)
