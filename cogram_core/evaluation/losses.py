@@ -10,6 +10,7 @@ from torch import Tensor
 from cogram_core.preflight.data import IGNORED, LossKind
 
 __all__ = [
+    "IGNORED",
     "LossKind",
     "causal_lm",
     "cross_entropy",
