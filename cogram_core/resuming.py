@@ -75,7 +75,7 @@ def earlier_run(journals: Iterable[Path], identity: Identity) -> Iterator[Earlie
                 ignored.append(f"{path}: {error.strerror}")
                 continue
             reason = _difference(journal_identity(file), expected)
-            count = 0 if reason else sum(1 for _ in _consecutive(file))
+            count = 0 if reason else _complete(file)
             if count == 0:
                 ignored.append(f"{path}: {reason or 'holds no decision'}")
             elif best is None or count > best[0]:
@@ -84,7 +84,7 @@ def earlier_run(journals: Iterable[Path], identity: Identity) -> Iterator[Earlie
             yield EarlierRun(ignored=tuple(ignored))
         else:
             count, path, file = best
-            yield EarlierRun(_counted(_consecutive(file), count, path), count, tuple(ignored))
+            yield EarlierRun(_first(file, count, path), count, tuple(ignored))
 
 
 def _difference(found: Any, expected: Mapping[str, Any]) -> str | None:
@@ -94,24 +94,24 @@ def _difference(found: Any, expected: Mapping[str, Any]) -> str | None:
     return f"of a run with another {' and '.join(other)}" if other else None
 
 
-def _consecutive(file: BinaryIO) -> Iterator[Decision]:
-    """Decisions from the first on, as far as none is missing."""
-    place = 0
+def _complete(file: BinaryIO) -> int:
+    """How many decisions there are, from the first on and none missing."""
+    count = 0
     for batch in journal_batches(file):
         stop_point()
-        for decision in decisions_of(batch):
-            if decision.seq != place:
-                return
-            place += 1
-            yield decision
+        if batch.column("seq").to_pylist() != [*range(count, count + batch.num_rows)]:
+            break
+        count += batch.num_rows
+    return count
 
 
-def _counted(decisions: Iterator[Decision], count: int, path: Path) -> Iterator[Decision]:
-    """Exactly ``count`` of them.
+def _first(file: BinaryIO, count: int, path: Path) -> Iterator[Decision]:
+    """The first ``count`` decisions.
 
     Raises:
         OutputError: if they were there and are no more.
     """
+    decisions = (decision for batch in journal_batches(file) for decision in decisions_of(batch))
     for place in range(count):
         decision = next(decisions, None)
         if decision is None:

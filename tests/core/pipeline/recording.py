@@ -35,6 +35,9 @@ class Recording:
     def decision(self, decision: Decision) -> None:
         self.calls.append(("decision", decision))
 
+    def resumed(self, decisions: int) -> None:
+        self.calls.append(("resumed", decisions))
+
     def stage_finished(self, stage: StageInfo) -> None:
         self.calls.append(("finished", stage))
 
@@ -51,7 +54,7 @@ class Failing(Recording):
         self._left = fail_at
 
     def __getattribute__(self, name: str) -> Any:
-        if name in {"stage_started", "progress", "decision", "stage_finished", "should_stop"}:
+        if name in {"stage_started", "progress", "decision", "resumed", "stage_finished", "should_stop"}:
             if self._left == 0:
                 raise KeyboardInterrupt(name)
             self._left -= 1
