@@ -26,6 +26,8 @@ from cogram_core.networks.network import Network
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LOOK_AHEAD = 3
+# Bytes of outputs below which picking out the examples that change takes longer than running them all.
+_WORTH_PICKING = 2**17
 # Bytes of the widest tensor of a batch. On a CPU more than the cache holds was measured to be slower; a GPU wants more.
 _BATCH_BYTES = {"cpu": 2**22, "cuda": 2**27}
 
@@ -91,6 +93,7 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, loss
     columns = _Columns(layer, network, inputs, own.movedim(_channel(network, layer), 0).clone())
     if kind.linear is None:
         rest.learn_use(own)
+        rest.find_chain(own)
         return _OwnOutput(columns, rest, _channel(network, layer), base)
     ((arriving, leaving),) = following
     function = elementwise_between(own, arriving)
@@ -99,6 +102,7 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, loss
     weight = network.tensor(f"{kind.linear.module}.weight")
     rest.go_to(kind.linear)
     rest.learn_use(leaving)
+    rest.find_chain(leaving)
     return _RankOne(columns, rest, function, weight.t().contiguous(), leaving.clone(), base)
 
 
@@ -208,6 +212,9 @@ class _RankOne(_OnRest):
         self._function = ELEMENTWISE[function]
         self._weight = weight  # Vᵀ, (in, out)
         self._output = output  # Z, (N, ..., out)
+        self._arriving = self._function(columns.current)  # what Z is made of, (in, N, ...)
+        self._picks = output.device.type == "cpu" and output.nbytes > _WORTH_PICKING
+        self._space = torch.empty(0, *output.shape[1:], dtype=output.dtype, device=output.device)
 
     def at_once(self) -> int:
         """See ``Probe.at_once``."""
@@ -216,27 +223,47 @@ class _RankOne(_OnRest):
     def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
         """See ``Probe.losses``."""
         rows, change = self._change(candidates)
+        return (
+            self._of_all(rows, change, kind, targets)
+            if not self._picks
+            else self._of_changed(rows, change, kind, targets)
+        )
+
+    def _of_all(self, rows: Tensor, change: Tensor, kind: LossKind, targets: Tensor) -> Tensor:
+        """Runs every example for every candidate: on a GPU, or where choosing would cost more than it saves."""
+        count, examples = change.shape[:2]
+        weight = self._weight.index_select(0, rows).reshape(count, *(1,) * (change.ndim - 1), -1)
+        output = torch.addcmul(self._output, change.unsqueeze(-1), weight).flatten(0, 1)
+        places = torch.arange(examples, device=output.device).repeat(count)
+        return example_losses(
+            kind, self._rest.run(output, places), targets.repeat(count, *(1,) * (targets.ndim - 1))
+        ).view(count, -1)
+
+    def _of_changed(self, rows: Tensor, change: Tensor, kind: LossKind, targets: Tensor) -> Tensor:
         which, examples = _changed(change)
-        output = self._output.index_select(0, examples)  # (B, ..., out)
-        weight = self._weight.index_select(0, rows.index_select(0, which))  # (B, out)
-        for _ in range(output.ndim - 2):
-            weight = weight.unsqueeze(1)
-        output.addcmul_(change[which, examples].unsqueeze(-1), weight)
-        return self._filled(len(candidates), which, examples, output, kind, targets)
+        counts = torch.bincount(which, minlength=len(rows)).tolist()
+        if len(self._space) < len(which):
+            self._space = torch.empty(len(which), *self._output.shape[1:], dtype=self._output.dtype)
+        output = torch.index_select(self._output, 0, examples, out=self._space[: len(which)])
+        moved = change[which, examples].unsqueeze(-1)
+        parts = zip(output.split(counts), moved.split(counts), rows.tolist(), strict=True)
+        for part, by, row in parts:
+            part.addcmul_(by, self._weight[row])
+        return self._filled(len(rows), which, examples, output, kind, targets)
 
     def move(self, chosen: Candidates, losses: Tensor) -> None:
         """See ``Probe.move``."""
         rows, change = self._change(chosen)
         self._output.addcmul_(change[0].unsqueeze(-1), self._weight[rows[0]])
         self._columns.move(chosen)
+        row = int(rows[0])
+        self._arriving[row] = self._function(self._columns.current[row])
         self._base = losses
 
     def _change(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Rows on the device (K,), and how what arrives at the following layer changes, δ (K, N, ...)."""
-        channels = self._columns.of(candidates)
-        rows = candidates.rows.to(channels.device)
-        present = self._columns.current.index_select(0, rows)
-        return rows, self._function(channels) - self._function(present)
+        rows = candidates.rows.to(self._arriving.device)
+        return rows, self._function(self._columns.of(candidates)).sub_(self._arriving.index_select(0, rows))
 
 
 class _Tokens(_OnRest):

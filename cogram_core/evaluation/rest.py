@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cogram_core.networks.calls import Call, CallTree, replaced
@@ -35,6 +35,8 @@ class Rest:
         self._copied = False  # whether something is changed in place after it was recorded
         self.cut: Call = network.calls.calls[0]
         self._needed: list[Call] = []
+        self._forwards: dict[str, Callable[..., Any]] = {}
+        self._chain: list[nn.Module] | None = None
         self._used: set[Key] | None = None
         self._inputs_used = True
         self._seen: Counter[str] = Counter()
@@ -46,8 +48,9 @@ class Rest:
 
     def go_to(self, cut: Call) -> None:
         """Cuts before ``cut`` and records what is still missing; what this cut doesn't need is dropped."""
-        self._used = None
+        self._used = self._chain = None
         self.cut, self._needed = cut, self._tree.before(cut)
+        self._forwards = {name: self._answer(name) for name in {call.module for call in self._needed}}
         keys = {call.key for call in self._needed}
         self._record = {key: value for key, value in self._record.items() if key in keys}
         if missing := keys - self._record.keys():
@@ -68,10 +71,10 @@ class Rest:
             output: what the cut's call gives, shape (B, ...); None: it is computed.
             examples: int64 (B,), which examples of the batch; None: all, in order. Needs ``learn_use`` first.
         """
+        if self._chain is not None and output is not None:
+            return self._through_chain(self._chain, output)
         self._examples = examples
-        forwards = self._answers()
-        if output is not None:
-            forwards[self.cut.module] = lambda *_, **__: output
+        forwards = self._forwards if output is None else {**self._forwards, self.cut.module: lambda *_, **__: output}
         gathered = examples is not None and self._inputs_used
         inputs = self._inputs.index_select(0, examples) if gathered and examples is not None else self._inputs
         self._seen.clear()
@@ -79,8 +82,18 @@ class Rest:
             result: Tensor = self._network.module(inputs)
         return result
 
-    def capture(self, calls: Collection[Key]) -> tuple[Tensor, dict[Key, tuple[Any, Any]]]:
-        """The network's output, and first argument and output of some calls after the cut."""
+    @staticmethod
+    def _through_chain(chain: list[nn.Module], output: Tensor) -> Tensor:
+        with torch.no_grad():
+            for module in chain:
+                # What comes in belongs to nobody else, so that no new memory is needed.
+                output = torch.relu_(output) if type(module) is nn.ReLU else module(output)
+        return output
+
+    def capture(
+        self, calls: Collection[Key], output: Tensor | None = None
+    ) -> tuple[Tensor, dict[Key, tuple[Any, Any]]]:
+        """The network's output, and first argument and output of some calls from the cut on; ``output`` as in ``run``."""
         found: dict[Key, tuple[Any, Any]] = {}
         counts: Counter[str] = Counter()
 
@@ -97,7 +110,7 @@ class Rest:
             for name in {name for name, _ in calls}
         ]
         try:
-            return self.run(), found
+            return self.run(output), found
         finally:
             for handle in handles:
                 handle.remove()
@@ -125,9 +138,8 @@ class Rest:
                 inputs = leaf(None, self._inputs)
                 self._seen.clear()
                 self._examples = None
-                forwards: dict[str, Callable[..., Any]] = self._answers()
                 given = output.index_select(0, few)
-                forwards[self.cut.module] = lambda *_, **__: given
+                forwards = {**self._forwards, self.cut.module: lambda *_, **__: given}
                 with replaced(self._modules, forwards):
                     total = self._network.module(inputs).sum()
                 used = _reached(total, leaves)
@@ -138,8 +150,23 @@ class Rest:
         self._used = {key for key in used if key is not None}
         self._inputs_used = None in used
 
-    def _answers(self) -> dict[str, Callable[..., Any]]:
-        return {name: self._answer(name) for name in {call.module for call in self._needed}}
+    def find_chain(self, output: Tensor) -> None:
+        """Finds out whether the rest is nothing but one module after the other, which can then be called directly.
+
+        ``output`` is what the cut's call gives, (N, ...); afterwards ``run`` may overwrite the outputs that it is given.
+        """
+        after = [call for call in self._tree.calls if call.begin > self.cut.end]
+        inner = {call.parent for call in after}
+        leaves = [call for place, call in enumerate(self._tree.calls) if call in after and place not in inner]
+        result, seen = self.capture([call.key for call in leaves], output)
+        arriving = output
+        for call in leaves:
+            given, leaving = seen.get(call.key, (None, None))
+            if given is not arriving or not isinstance(leaving, Tensor):
+                return
+            arriving = leaving
+        if arriving is result:
+            self._chain = [self._modules[call.module] for call in leaves]
 
     def _answer(self, name: str) -> Callable[..., Any]:
         forward = self._modules[name].forward
