@@ -10,7 +10,7 @@ from cogram_core.checkpoints.header import DTYPES, CheckpointHeader
 from cogram_core.errors import Problem
 from cogram_core.preflight.data import PLAIN, TOKENS, DatasetFacts, target_problems, token_problems, value_problems
 from cogram_core.preflight.summaries import CheckpointSummary
-from cogram_core.recipe.document import Recipe, Source
+from cogram_core.recipe.document import Recipe, Source, Stage
 from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, Residual, expected_tensors, vocabulary
 from cogram_core.recipe.methods import catalogue
 
@@ -208,12 +208,16 @@ def _estimates(
     element = 8 if recipe.compute_dtype == "float64" else 4
     methods = {stage.method for stage in recipe.stages}
     statistics = 8 * (len(recipe.sources) + 2) if "fisher" in methods else 16
+    phases = sum(_phases(stage) for stage in recipe.stages)
+    # Gradients, Adam's two means, and the network as it was before the phase; Fisher's statistics are gone by then.
+    statistics = max(statistics, 4 * element if phases else 0)
     # One example's gradients for every class, and their squares beside them.
     gradients = 2 * element * (_last_features(layers or ()) or 1) * header.parameters if "fisher" in methods else 0
     used = {reference.value for reference in recipe.references() if reference.kind == "dataset"}
     data = sum(datasets[value].examples * math.prod(datasets[value].input_shape) for value in used) * element
     largest = max((spec.elements for spec in header.tensors.values()), default=0)
     payload = 2 * (len(recipe.sources) - 1) * header.parameters if "fisher" in methods else 0
+    payload += phases * element * header.parameters  # training leaves its values in the trace
     out = header.nbytes if recipe.output.dtype == "source" else header.parameters * _itemsize(recipe.output.dtype)
     return Estimates(
         memory_bytes=_FIXED_MEMORY
@@ -223,6 +227,13 @@ def _estimates(
         + 24 * largest,
         disk_bytes=_FIXED_DISK + out + 2 * payload,
     )
+
+
+def _phases(stage: Stage) -> int:
+    """How many times a stage writes down the whole network."""
+    if catalogue()[stage.method].kind != "training":
+        return 0
+    return sum(stage.parameters[name] > 0 for name in ("kickoff_epochs", "epochs"))
 
 
 def _itemsize(dtype: str) -> int:

@@ -77,6 +77,25 @@ def test_a_fusion_through_the_service_gives_the_same_bytes_as_on_this_machine(
     assert {share["source"] for layer in layers for share in layer["shares"]} == {"a", "b"}
 
 
+def test_training_through_the_service_gives_the_same_bytes_as_on_this_machine(
+    client: Client, small_inputs: Inputs, tmp_path: Path
+) -> None:
+    upload(client, small_inputs)
+    recipe = small_inputs.recipe(
+        stages=[{"method": "linear"}, {"method": "finetune", "kickoff_epochs": 1, "epochs": 1}]
+    )
+    problems = client.validate(recipe)["errors"]
+    assert [(problem["location"], problem["code"]) for problem in problems] == [
+        ("data.training", "recipe.missing_training")
+    ]
+    recipe["data"] = recipe["data"] | {"training": "evaluation"}
+    fusion_id = client.submit(recipe)["id"]
+    assert client.wait(fusion_id, 60)["state"] == "succeeded"
+    assert remote_sha256(client, fusion_id) == local_sha256(small_inputs, recipe, tmp_path / "local")
+    assert {layer["trained"] for layer in client.trace_summary(fusion_id)} == {2}
+    assert [row["action"] for row in client.trace(fusion_id)][-1] == "trained"
+
+
 def test_the_command_line_gives_the_same_bytes_and_replays_them(
     client: Client, small_inputs: Inputs, tmp_path: Path
 ) -> None:

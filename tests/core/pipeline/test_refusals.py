@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,20 @@ def crossed_thresholds(folder: Path, given: dict[str, Any]) -> None:
 
 def no_holdout(folder: Path, given: dict[str, Any]) -> None:
     del given["data"]["holdout"]
+
+
+def no_training(folder: Path, given: dict[str, Any]) -> None:
+    given["stages"].append({"method": "finetune"})
+
+
+def training_on_holdout(folder: Path, given: dict[str, Any]) -> None:
+    no_training(folder, given)
+    given["data"]["training"] = given["data"]["holdout"]
+
+
+def training_on_a_copy_of_holdout(folder: Path, given: dict[str, Any]) -> None:
+    no_training(folder, given)
+    given["data"]["training"] = str(shutil.copyfile(given["data"]["holdout"], folder / "copy.safetensors"))
 
 
 def targets_outside(folder: Path, given: dict[str, Any]) -> None:
@@ -144,6 +159,9 @@ def a_device_that_is_not_there(folder: Path, given: dict[str, Any]) -> None:
         (an_unknown_method, {"stages[0].method": "recipe.unknown_method"}),
         (crossed_thresholds, {"stages[1].tau_min": "recipe.wrong_order"}),
         (no_holdout, {"data.holdout": "recipe.missing_holdout"}),
+        (no_training, {"data.training": "recipe.missing_training"}),
+        (training_on_holdout, {"data.holdout": "recipe.same_data"}),
+        (training_on_a_copy_of_holdout, {"data.holdout": "recipe.same_data"}),
         (
             targets_outside,
             {

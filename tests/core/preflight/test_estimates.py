@@ -21,6 +21,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+TRAINING = points(2, 32, (64,), 10)
+
+
 def network(seed: int) -> nn.Sequential:
     """About 21 MB."""
     built = nn.Sequential(nn.Linear(64, 2200), nn.ReLU(), nn.Linear(2200, 2200), nn.ReLU(), nn.Linear(2200, 10))
@@ -45,6 +48,7 @@ def estimate(document: dict[str, Any]) -> Estimates:
     [
         (["linear"], {"guard": "off"}),
         ([{"method": "fisher", "examples": 2}, {"method": "cogram", "max_sweeps": {"layer": 1}}], {}),
+        (["linear", {"method": "finetune", "kickoff_epochs": 1, "epochs": 1}], {"guard": "off", "training": TRAINING}),
     ],
 )
 def test_memory_and_disk_are_estimated_within_a_factor_of_three(

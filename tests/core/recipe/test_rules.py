@@ -47,6 +47,33 @@ def test_a_merging_method_may_work_on_the_sources_own_data() -> None:
     assert problems(given) == {"data.evaluation": "recipe.missing_evaluation"}
 
 
+def test_a_training_stage_needs_training_data_and_nothing_else_takes_any() -> None:
+    stages = [{"method": "linear"}, {"method": "finetune"}]
+    given = document(data={"holdout": "h"}, stages=stages)
+    assert problems(given) == {"data.training": "recipe.missing_training"}
+    assert "stages[1] (finetune)" in messages(given)["data.training"]
+    recipe = Recipe.from_document(document(data={"holdout": "h", "training": "t"}, stages=stages))
+    assert [reference.location for reference in recipe.references()][-2:] == ["data.holdout", "data.training"]
+    assert recipe.with_references({("dataset", "t"): "there"}).data.training == "there"
+    unused = {"data.training": "recipe.unused_training"}
+    assert problems(document(data={**DATA, "training": "t"})) == unused
+
+
+def test_a_training_first_stage_starts_from_fisher_which_needs_evaluation_data() -> None:
+    given = document(data={**DATA, "training": "t"}, stages=[{"method": "finetune", "epochs": 1}])
+    assert [stage.method for stage in Recipe.from_document(given).stages] == ["fisher", "finetune"]
+    given["data"] = {"holdout": "h", "training": "t"}
+    assert problems(given) == {"data.evaluation": "recipe.missing_evaluation"}
+    assert "starts from fisher" in messages(given)["data.evaluation"]
+    assert Recipe.from_document(given | {"sources": OWN_DATA}).data.evaluation is None
+
+
+def test_a_merging_stage_would_overwrite_what_was_trained() -> None:
+    stages = [{"method": "linear"}, {"method": "finetune"}, {"method": "fisher"}]
+    given = document(data={"evaluation": "e", "training": "t"}, stages=stages, guard="off")
+    assert problems(given) == {"stages[1]": "recipe.overwritten_stage"}
+
+
 def test_the_guard_is_on_where_data_takes_part_and_off_where_none_does() -> None:
     assert Recipe.from_document(document()).guard.mode == "best_on_holdout"
     assert Recipe.from_document({"sources": SOURCES, "stages": [{"method": "linear"}]}).guard.mode == "off"
