@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from cogram_core.determinism import repeatable
 from cogram_core.errors import FusionStopped
 from cogram_core.pipeline import FusedModule
 from cogram_core.trace import Decision
-from tests.core.factories import Pair, conv_net, initialise, mlp, points
+from tests.core.factories import Pair, conv_net, initialise, mlp, points, random
 from tests.core.pipeline.recording import Recording
 
 SHORT = {"method": "finetune", "kickoff_epochs": 2, "kickoff_scale": 3.0, "epochs": 3, "lr": 0.01, "batch_size": 7}
+
+
+PHASES = [(range(2), 0.01 * 3.0), (range(2, 5), 0.01)]
 
 
 def dropping(seed: int) -> nn.Module:
@@ -52,7 +55,13 @@ def order(seed: int, stage: int, epoch: int, count: int) -> Tensor:
     return torch.from_numpy(random.permutation(count))
 
 
-def naive(start: nn.Module, data: Pair, phases: Sequence[tuple[range, float]], seed: int = 0) -> list[nn.Module]:
+def naive(
+    start: nn.Module,
+    data: Pair,
+    phases: Sequence[tuple[range, float]],
+    seed: int = 0,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+) -> list[nn.Module]:
     """Copies after each of the phases, which have epochs and a rate, in stage 1 with batches of 7."""
     network = copy.deepcopy(start).eval()
     found = []
@@ -62,7 +71,7 @@ def naive(start: nn.Module, data: Pair, phases: Sequence[tuple[range, float]], s
             for epoch in epochs:
                 for places in order(seed, 1, epoch, len(data[1])).split(7):
                     adam.zero_grad()
-                    nn.functional.cross_entropy(network(data[0][places]), data[1][places]).backward()
+                    loss(network(data[0][places]), data[1][places]).backward()
                     adam.step()
             found.append(copy.deepcopy(network))
     return found
@@ -88,8 +97,60 @@ def test_it_is_adam_over_shuffled_batches_first_at_the_rate_of_the_kickoff(build
     inputs, targets = examples(build)
     data = inputs.to(dtype), targets
     result = tuned(modules, data, seed=11, compute_dtype=str(dtype).removeprefix("torch."))
-    _, expected = naive(mean(modules), data, [(range(2), 0.01 * 3.0), (range(2, 5), 0.01)], seed=11)
+    _, expected = naive(mean(modules), data, PHASES, seed=11)
     assert_same(result.module, expected)
+
+
+def test_values_are_learnt_by_their_mean_squared_error() -> None:
+    modules, (inputs, _) = [mlp(1), mlp(2)], examples()
+    data = inputs, torch.randn(40, 4, generator=random(3))
+    _, expected = naive(mean(modules), data, PHASES, loss=nn.functional.mse_loss)
+    assert_same(tuned(modules, data).module, expected)
+
+
+def test_token_labels_are_learnt_shifted_by_one_and_without_those_ignored() -> None:
+    def language(seed: int) -> nn.Module:
+        return initialise(nn.Sequential(nn.Embedding(5, 6), nn.GELU(), nn.Linear(6, 5)), seed)
+
+    def shifted(scores: Tensor, labels: Tensor) -> Tensor:
+        """The mean over all tokens of the batch, one by one."""
+        wanted = [(b, t) for b in range(len(labels)) for t in range(1, labels.shape[1]) if labels[b, t] >= 0]
+        rows, places = zip(*wanted, strict=True)
+        chosen = scores.log_softmax(2)[list(rows), [place - 1 for place in places]]
+        return -chosen.gather(1, labels[list(rows), list(places)][:, None]).mean()
+
+    modules = [language(1), language(2)]
+    tokens = torch.randint(0, 5, (40, 7), generator=random(3))
+    labels = torch.where(torch.rand(40, 7, generator=random(4)) < 0.3, -100, tokens)
+    labels[:, 3] = tokens[:, 3]
+    _, expected = naive(mean(modules), (tokens, labels), PHASES, loss=shifted)
+    found = tuned(modules, (tokens, labels)).module.state_dict()
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(found[name], tensor, atol=1e-5), name
+
+
+class Odd(nn.Module):
+    """Has a layer that nothing uses; cut off from gradients altogether if asked."""
+
+    def __init__(self, seed: int, cut: bool) -> None:
+        super().__init__()
+        self.used, self.unused, self._cut = nn.Linear(6, 4), nn.Linear(2, 2), cut
+        initialise(self, seed)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.used(inputs)
+        return found.detach() if self._cut else found
+
+
+def test_a_tensor_that_no_gradient_reaches_stays_and_a_network_without_any_is_said() -> None:
+    data = examples()
+    start = mean([Odd(1, False), Odd(2, False)])
+    moved = tuned([Odd(1, False), Odd(2, False)], data).module.state_dict()
+    same = [name for name, tensor in start.state_dict().items() if torch.equal(moved[name], tensor)]
+    assert same == ["unused.weight", "unused.bias"]
+    result = tuned([Odd(1, True), Odd(2, True)], data)
+    assert_same(result.module, start)
+    assert {d.reason for d in rows(result)} >= {"kickoff is undone: no gradient reaches a parameter"}
 
 
 def test_without_a_kickoff_all_epochs_go_at_one_rate() -> None:
@@ -141,7 +202,7 @@ def test_a_kickoff_that_diverges_is_undone_and_said_and_the_rest_goes_on() -> No
     names = [name for name, _ in start.named_parameters()]
     found = rows(result)
     assert [(d.layer, d.action) for d in found] == [(n, a) for a in ("rolled_back", "trained") for n in names]
-    assert "kickoff diverged and is undone: 0.weight is not finite after epoch 1" in found[0].reason
+    assert "kickoff is undone: it diverged, 0.weight is not finite after epoch 1; lower lr" in found[0].reason
     assert found[0].payload is None
     assert found[0].loss_before == found[-1].loss_before
 
