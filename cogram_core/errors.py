@@ -4,7 +4,7 @@ CogramError
 ├── InvalidInput           what the caller gave can't be used; lists every problem found
 │   ├── RecipeError        the recipe document
 │   ├── CheckpointError    a checkpoint's files or tensors
-│   ├── DatasetError       evaluation, holdout or per-source data
+│   ├── DatasetError       evaluation, holdout, training or per-source data
 │   ├── NetworkError       a checkpoint that can't be made to run, or doesn't fit its description
 │   └── ReplayError        a trace that doesn't belong to these sources, or is damaged
 ├── OutputError            the output folder can't be written
@@ -67,7 +67,7 @@ class CheckpointError(InvalidInput):
 
 
 class DatasetError(InvalidInput):
-    """Evaluation, holdout or per-source data can't be used."""
+    """Evaluation, holdout, training or per-source data can't be used."""
 
     code = "dataset.invalid"
 

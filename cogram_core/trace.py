@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -223,7 +223,9 @@ class Trace:
         Raises:
             ReplayError: if the file is damaged.
         """
-        batches = self._file.iter_batches(batch_size=_BATCH_ROWS)
+        groups = range(self._file.num_row_groups)
+        # Each by itself: a batch across groups could hold the payloads of all of them.
+        batches = chain.from_iterable(self._file.iter_batches(_BATCH_ROWS, row_groups=[group]) for group in groups)
         while True:
             with self._readable():
                 batch = next(batches, None)

@@ -1,1 +1,1 @@
-"""Evaluation, holdout and per-source data: made from one uploaded file once its facts are found good."""
+"""Evaluation, holdout, training and per-source data: made from one uploaded file once its facts are found good."""

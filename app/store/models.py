@@ -127,7 +127,7 @@ class CheckpointFile(Base):
 
 
 class Dataset(Base):
-    """Evaluation, holdout or per-source data: one safetensors file with inputs and targets, or with tokens and labels."""
+    """Data of any use: one safetensors file with inputs and targets, or with tokens and labels."""
 
     __tablename__ = "datasets"
 
