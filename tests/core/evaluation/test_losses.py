@@ -3,12 +3,18 @@ from __future__ import annotations
 import math
 from decimal import Decimal, localcontext
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
 
-from cogram_core.evaluation.losses import cross_entropy, weighted_mean
+from cogram_core.evaluation import losses as module_under_test
+from cogram_core.evaluation.losses import cross_entropy, example_losses, predicted_tokens, weighted_mean
+from cogram_core.preflight import LossKind
+from tests.core.factories import random
 
 
 def reference(row: list[float], target: int) -> float:
@@ -79,3 +85,107 @@ def test_a_weighted_mean_is_the_mean_of_repeated_examples(pairs: list[tuple[floa
     exact = math.fsum(a * b for a, b in pairs) / math.fsum(b for _, b in pairs)
     assert weighted_mean(losses, weights) == pytest.approx(exact, rel=1e-12)
     assert weighted_mean(losses, None) == pytest.approx(math.fsum(a for a, _ in pairs) / len(pairs), rel=1e-12)
+
+
+def long_losses(kind: LossKind, outputs: Tensor, targets: Tensor) -> list[float]:
+    """The definitions, example by example and number by number, in extended precision."""
+    if kind == "mean_squared_error":
+        pairs = zip(outputs.flatten(1).tolist(), targets.reshape(len(targets), -1).tolist(), strict=True)
+        return [float(np.mean([np.longdouble(z - t) ** 2 for z, t in zip(*pair, strict=True)])) for pair in pairs]
+    if kind == "cross_entropy":
+        rows = outputs.double().numpy().astype(np.longdouble)
+        return [float(_long_nll(row, target)) for row, target in zip(rows, targets.tolist(), strict=True)]
+    found = []
+    for sequence, labels in zip(outputs.double().numpy().astype(np.longdouble), targets.tolist(), strict=True):
+        tokens = [_long_nll(sequence[at - 1], labels[at]) for at in range(1, len(labels)) if labels[at] != -100]
+        found.append(float(sum(tokens) / len(tokens)))
+    return found
+
+
+def _long_nll(row: NDArray[np.longdouble], target: int) -> np.longdouble:
+    return np.longdouble(np.log(np.exp(row - row.max()).sum()) - (row[target] - row.max()))
+
+
+@st.composite
+def judged(draw: st.DrawFn) -> tuple[LossKind, Tensor, Tensor]:
+    """Outputs and targets of any of the losses."""
+    kind = draw(st.sampled_from(["cross_entropy", "mean_squared_error", "causal_lm"]))
+    generator = random(draw(st.integers(0, 2**31)))
+    count, classes = draw(st.integers(1, 9)), draw(st.integers(1, 40))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    scale = draw(st.sampled_from([0.1, 3.0, 30.0]))
+    if kind == "causal_lm":
+        length = draw(st.integers(2, 6))
+        labels = torch.randint(0, classes, (count, length), generator=generator)
+        labels[torch.rand(count, length, generator=generator) < 0.4] = -100
+        labels[:, -1] = torch.where(predicted_tokens(labels) == 0, 0, labels[:, -1])
+        return kind, scale * torch.randn(count, length, classes, generator=generator, dtype=dtype), labels
+    if kind == "cross_entropy":
+        targets = torch.randint(0, classes, (count,), generator=generator)
+        return kind, scale * torch.randn(count, classes, generator=generator, dtype=dtype), targets
+    shape = draw(st.sampled_from([(count, 1), (count, classes), (count, 2, classes)]))
+    values = torch.randn(shape, generator=generator, dtype=dtype)
+    if shape == (count, 1) and draw(st.booleans()):
+        values = values[:, 0]
+    return kind, scale * torch.randn(shape, generator=generator, dtype=dtype), values
+
+
+@settings(deadline=None, max_examples=80)
+@given(judged())
+def test_losses_are_those_of_their_definitions(given: tuple[LossKind, Tensor, Tensor]) -> None:
+    found = example_losses(*given)
+    assert (found.dtype, found.shape) == (torch.float64, (len(given[2]),))
+    assert found.tolist() == pytest.approx(long_losses(*given), rel=1e-11, abs=1e-13)
+
+
+@settings(deadline=None, max_examples=60)
+@given(judged(), st.data())
+def test_a_loss_does_not_depend_on_the_examples_beside_it(
+    given: tuple[LossKind, Tensor, Tensor], data: st.DataObject
+) -> None:
+    kind, outputs, targets = given
+    whole = example_losses(kind, outputs, targets)
+    size = data.draw(st.integers(1, len(targets)))
+    parts = zip(outputs.split(size), targets.split(size), strict=True)
+    apart = torch.cat([example_losses(kind, output, target) for output, target in parts])
+    assert apart.tolist() == pytest.approx(whole.tolist(), rel=1e-15, abs=0)
+    order = torch.randperm(len(targets), generator=random(size))
+    assert example_losses(kind, outputs[order], targets[order]).tolist() == pytest.approx(
+        whole[order].tolist(), rel=1e-15, abs=0
+    )
+
+
+def test_large_outputs_are_taken_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, labels = torch.randn(11, 4, 7, generator=random(0)), torch.randint(0, 7, (11, 4), generator=random(1))
+    whole = example_losses("causal_lm", outputs, labels)
+    for elements in (1, 60, 28 * 4):
+        monkeypatch.setattr(module_under_test, "_ELEMENTS", elements)
+        assert torch.equal(example_losses("causal_lm", outputs, labels), whole)
+
+
+def test_what_is_not_predicted_may_be_anything() -> None:
+    outputs = torch.randn(1, 4, 3, generator=random(2))
+    labels = torch.tensor([[2, 1, -100, 0]])
+    expected = float(example_losses("causal_lm", outputs, labels)[0])
+    outputs[0, 1] = math.nan  # would predict the third token, which is ignored
+    outputs[0, 3] = math.inf  # would predict a fifth one, which isn't there
+    labels[0, 0] = 0  # the first token is predicted by nothing
+    assert float(example_losses("causal_lm", outputs, labels)[0]) == expected
+    outputs[0, 0, 0] = math.nan
+    assert math.isnan(float(example_losses("causal_lm", outputs, labels)[0]))
+
+
+def test_the_mean_by_predicted_tokens_is_the_mean_over_all_tokens() -> None:
+    outputs, labels = torch.randn(6, 5, 4, generator=random(3)), torch.randint(0, 4, (6, 5), generator=random(4))
+    labels[torch.rand(6, 5, generator=random(5)) < 0.3] = -100
+    losses = np.array(
+        [
+            _long_nll(outputs[row, at - 1].double().numpy().astype(np.longdouble), int(labels[row, at]))
+            for row in range(6)
+            for at in range(1, 5)
+            if labels[row, at] != -100
+        ]
+    )
+    weights = predicted_tokens(labels)
+    assert weights.tolist() == [sum(label != -100 for label in row[1:]) for row in labels.tolist()]
+    assert weighted_mean(example_losses("causal_lm", outputs, labels), weights) == pytest.approx(float(losses.mean()))
