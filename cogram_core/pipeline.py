@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
-from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
+from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem, RecipeError
 from cogram_core.evaluation.datasets import Dataset, check_outputs, make_dataset, read_dataset
+from cogram_core.evaluation.prototypes import kind_for
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
 from cogram_core.networks.tokens import Tokens, tokens_of
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
-from cogram_core.preflight import NETWORK_FILE, needs_network, preflight_files
+from cogram_core.preflight import NETWORK_FILE, needs_network, preflight_files, prototype_problems
 from cogram_core.recipe import Recipe, SequentialNetwork
 from cogram_core.recipe.layers import AnyLayer, LayerSpec, vocabulary
 from cogram_core.recipe.reading import write_text
@@ -103,7 +104,7 @@ def opened(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[tuple[Recipe, 
         resolved = _resolve(recipe, layers)
         loaded = _load(resolved, paths, layers, stack)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
-        yield resolved, loaded
+        yield _with_prototypes(resolved, loaded.evaluation), loaded
 
 
 @contextmanager
@@ -177,6 +178,7 @@ def fuse_modules(
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack, stoppable(heard):
         folder = Path(name)
         inputs = _load_modules(resolved, modules, data or {})
+        resolved = _with_prototypes(resolved, inputs.evaluation)
         run = Run(resolved, inputs, folder, heard)
         stack.callback(run.close)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
@@ -204,6 +206,10 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
     }
     sets = {place.removeprefix("data."): dataset.to(device) for place, dataset in _all_datasets(places).items()}
     evaluation, holdout = sets.get("evaluation"), sets.get("holdout")
+    if (known := tokens.get("evaluation")) is not None:
+        problems = [*prototype_problems(recipe, medoids=known.vocabulary is not None)]
+        if problems:
+            raise RecipeError(problems)
     network = None
     if module is not None:
         network = Network(module.to(device), next(iter(sets.values())).inputs[:1])
@@ -241,6 +247,20 @@ def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
             "network": network,
         }
     )
+
+
+def _with_prototypes(recipe: Recipe, evaluation: Dataset | None) -> Recipe:
+    """The recipe with the kind of prototypes that the data asks for where it was left open."""
+    if evaluation is None:
+        return recipe
+    stages = []
+    for stage in recipe.stages:
+        given = stage.parameters.get("prototypes")
+        if isinstance(given, Mapping):
+            decided = {**given, "kind": kind_for(given["kind"], evaluation.holds_tokens)}
+            stage = stage.model_copy(update={"parameters": {**stage.parameters, "prototypes": decided}})
+        stages.append(stage)
+    return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...] | None, stack: ExitStack) -> Inputs:

@@ -55,6 +55,11 @@ class Dataset:
             return "mean_squared_error"
         return "cross_entropy" if self.targets.ndim == 1 else "causal_lm"
 
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether the inputs are token ids."""
+        return not self.inputs.is_floating_point()
+
     def equals(self, other: Dataset) -> bool:
         """Whether the examples are the same, in the same order."""
         return torch.equal(self.targets, other.targets) and torch.equal(self.inputs, other.inputs)

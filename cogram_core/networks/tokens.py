@@ -30,25 +30,36 @@ def tokens_of(module: nn.Module, inputs: Tensor) -> Tokens | None:
         return None
     if inputs.dtype == torch.bool or inputs.ndim < 2 or len(inputs) == 0:
         return None
-    example = inputs[:1].to("cpu", torch.int64, copy=True)
+    embedding, runs = _run(module, inputs[:1].to("cpu", torch.int64, copy=True))
+    return Tokens(None if embedding is None else embedding.num_embeddings) if runs else None
+
+
+def embedding_of(module: nn.Module, inputs: Tensor) -> nn.Embedding | None:
+    """The first ``nn.Embedding`` that gets the inputs, int64 (N, ...), or a part of them."""
+    return _run(module, inputs[:1].clone())[0]
+
+
+def _run(module: nn.Module, example: Tensor) -> tuple[nn.Embedding | None, bool]:
+    """The embedding that an example, in memory of its own, reaches first, and whether the module runs on it."""
     memory = example.untyped_storage().data_ptr()
-    known: list[int] = []
+    reached: list[nn.Embedding] = []
 
     def hear(embedding: nn.Module, given: tuple[object, ...]) -> None:
         assert isinstance(embedding, nn.Embedding)
         if given and isinstance(given[0], Tensor) and given[0].untyped_storage().data_ptr() == memory:
-            known.append(embedding.num_embeddings)
+            reached.append(embedding)
 
     embeddings = [inner for inner in module.modules() if isinstance(inner, nn.Embedding)]
     handles = [inner.register_forward_pre_hook(hear) for inner in embeddings]
+    runs = True
     try:
         with torch.no_grad():
             module(example)
     except IndexError:
         pass  # an id without a row, which is told with the range of all of them
     except (RuntimeError, TypeError, ValueError):
-        return None
+        runs = False
     finally:
         for handle in handles:
             handle.remove()
-    return Tokens(known[0] if known else None)
+    return (reached[0] if reached else None), runs

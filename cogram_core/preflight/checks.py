@@ -16,6 +16,7 @@ from cogram_core.recipe.methods import catalogue
 
 _LISTED = 50
 _ELEMENTWISE = {"relu", "gelu", "silu", "tanh", "sigmoid", "dropout", "identity"}
+_MEANS = {"geometric", "arithmetic", "kmeans"}
 # Trace rows and report beside the tensors, and what Python and torch take.
 _FIXED_MEMORY = 400 * 2**20
 _FIXED_DISK = 16 * 2**20
@@ -60,6 +61,8 @@ def preflight(
         layers, found = _network(recipe, first)
         problems += found
         if layers is not None:
+            if vocabulary(layers) is not None:
+                problems += prototype_problems(recipe)
             for location, facts in _data(recipe, datasets):
                 problems += _compare_data(layers, facts, location)
     return Preflight(tuple(_limited(problems)), layers, _estimates(recipe, first.header, datasets, layers))
@@ -129,6 +132,21 @@ def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[AnyLayer, 
             message = f"has shape {list(found[tensor])}, the network's is {list(expected[tensor])}; correct the layers"
             problems.append(Problem(f"{name}: {tensor}", "network.shape_mismatch", message))
     return layers, problems
+
+
+def prototype_problems(recipe: Recipe, *, medoids: bool = True) -> Iterator[Problem]:
+    """Kinds of prototypes that token data doesn't have; ``medoids``: whether its embedding is known."""
+    for place, stage in enumerate(recipe.stages):
+        prototypes = stage.parameters.get("prototypes")
+        kind = prototypes.get("kind") if isinstance(prototypes, Mapping) else None
+        if kind in _MEANS:
+            message = f"{kind} is a mean of inputs, and token ids have none; take medoid, examples or all"
+        elif kind == "medoid" and not medoids:
+            message = "medoids of token data go by the nn.Embedding that the inputs reach, and here they reach none; "
+            message += "take examples or all"
+        else:
+            continue
+        yield Problem(f"stages[{place}].prototypes.kind", "recipe.no_such_prototypes", message)
 
 
 def _data(recipe: Recipe, datasets: Mapping[str, DatasetFacts]) -> Iterator[tuple[str, DatasetFacts]]:

@@ -34,7 +34,9 @@ def run(context: StageContext, params: Params) -> None:
 
     Source: arXiv:2512.03610; passes, backtracking and rollback at every level are this project's.
     """
-    prototypes = make_prototypes(context.evaluation_data(), params.prototypes, context.seed, context.info.index)
+    prototypes = make_prototypes(
+        context.evaluation_data(), params.prototypes, context.seed, context.info.index, context.network
+    )
     stop_point()
     network, dtype = context.network, context.network.dtype
 

@@ -49,7 +49,7 @@ def _cogram() -> st.SearchStrategy[dict[str, Any]]:
     prototypes = st.fixed_dictionaries(
         {},
         optional={
-            "kind": st.sampled_from(["geometric", "arithmetic", "all"]),
+            "kind": st.sampled_from(["auto", "geometric", "arithmetic", "kmeans", "medoid", "examples", "all"]),
             "per_class": st.integers(1, 4096),
             "weighted": st.booleans(),
         },
