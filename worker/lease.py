@@ -25,6 +25,7 @@ from cogram_core.errors import CogramError, FusionStopped, InvalidInput
 from cogram_core.observer import StageInfo
 from cogram_core.recipe import Recipe
 from worker.keeper import Keeper, Stop
+from worker.reaper import sweep_fusion
 from worker.results import as_json, store_output
 from worker.workspace import Workspace
 
@@ -46,6 +47,7 @@ class Job:
     def __init__(self, claim: jobs.Claim, keeper: Keeper, workspace: Workspace, store: Store) -> None:
         self.claim = claim
         self.output = workspace.output
+        self.journal = workspace.journal
         self.ending: Ending | None = None
         self._keeper = keeper
         self._workspace = workspace
@@ -68,6 +70,11 @@ class Job:
         self._workspace.create()
         with self._store.database.reading() as session:
             return self._workspace.lay_out(session, self._store.blobs, self.recipe.references())
+
+    @property
+    def earlier(self) -> list[Path]:
+        """The journals of earlier attempts."""
+        return self._workspace.earlier_journals()
 
     def finish(self, result: Fusion) -> None:
         """The core is done: its output becomes blobs, and a result once the job closes with the lease still held."""
@@ -120,8 +127,9 @@ class Ledger:
     def lease(self, fusion_id: FusionId) -> Iterator[Job | None]:
         """The job for as long as the block runs; None if it is done, or held by a live worker.
 
-        However the block ends, the attempt's folder is removed and then the job is closed: with the result given to
-        ``finish``, or according to the exception that left the block, which goes no further.
+        However the block ends, the attempt's folder is emptied but for its journal, from which a later attempt may go on,
+        and then the job is closed: with the result given to ``finish``, or according to the exception that left the block,
+        which goes no further. Once the fusion has ended, the journals go as well.
         """
         claim = self._claim(fusion_id)
         if claim is None:
@@ -139,9 +147,10 @@ class Ledger:
             except Exception as error:
                 job.ending = _ending_after(error, keeper.stop, fusion_id)
             finally:
-                workspace.remove()
+                workspace.leave()
                 keeper.end()
             self._close(claim, keeper, job.ending)
+            self._clear_up(workspace)
 
     def _claim(self, fusion_id: FusionId) -> jobs.Claim | None:
         settings = self._settings
@@ -164,6 +173,12 @@ class Ledger:
                 log.info("fusion closed" if closed else "lease lost, nothing is written")
                 return
         log.warning("fusion left to the next worker")
+
+    def _clear_up(self, workspace: Workspace) -> None:
+        try:
+            sweep_fusion(self._store.database, workspace.fusion_dir)
+        except SQLAlchemyError as error:
+            log.warning("folders are left to the reaper", error=str(error))
 
 
 def _ending_after(error: Exception, stop: Stop | None, fusion_id: FusionId) -> Ending | None:

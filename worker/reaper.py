@@ -15,7 +15,7 @@ from app.store.blobs import BlobStore
 from app.store.database import Database
 from app.store.models import Fusion
 from app.store.states import FINAL, FusionState
-from worker.workspace import attempts, remove_if_empty
+from worker.workspace import attempts, keep_journal, remove_if_empty
 
 log = structlog.get_logger("worker.reaper")
 
@@ -34,23 +34,30 @@ def reap(database: Database, settings: Settings) -> None:
 
 
 def sweep(database: Database, work_dir: Path) -> None:
-    """Removes the folders of attempts that nobody works on.
+    """Clears up after every fusion that has folders."""
+    if not work_dir.is_dir():
+        return
+    for fusion_dir in sorted(work_dir.glob("fus_*")):
+        sweep_fusion(database, fusion_dir)
+
+
+def sweep_fusion(database: Database, fusion_dir: Path) -> None:
+    """Removes the folders of a fusion that has ended; before that, what earlier attempts left beside their journals.
 
     The folders are listed before the database is asked, so that an attempt begun in between is not taken for an old
     one.
     """
-    if not work_dir.is_dir():
-        return
-    for fusion_dir in sorted(work_dir.glob("fus_*")):
-        found = attempts(fusion_dir)
-        with database.reading() as session:
-            current = _current_attempt(session, fusion_dir.name)
-        for attempt, path in found:
-            if current is None or attempt < current:
-                log.info("folder removed", fusion_id=fusion_dir.name, attempt=attempt)
-                shutil.rmtree(path, ignore_errors=True)  # its worker may be removing it, too
+    found = attempts(fusion_dir)
+    with database.reading() as session:
+        current = _current_attempt(session, fusion_dir.name)
+    for attempt, path in found:
         if current is None:
-            remove_if_empty(fusion_dir)
+            log.info("folder removed", fusion_id=fusion_dir.name, attempt=attempt)
+            shutil.rmtree(path, ignore_errors=True)  # its worker may be removing it, too
+        elif attempt < current:
+            keep_journal(path)
+    if current is None:
+        remove_if_empty(fusion_dir)
 
 
 def _current_attempt(session: Session, fusion_id: str) -> int | None:

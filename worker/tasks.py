@@ -24,7 +24,8 @@ def run(ledger: Ledger, fusion_id: FusionId) -> None:
     with ledger.lease(fusion_id) as job:
         if job is None:  # done, or held by a live worker
             return
-        job.finish(fuse(job.recipe, job.output, inputs=job.inputs, observer=job))
+        inputs = job.inputs  # lays the folder out
+        job.finish(fuse(job.recipe, job.output, inputs=inputs, observer=job, journal=job.journal, earlier=job.earlier))
 
 
 @cache

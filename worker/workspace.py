@@ -1,4 +1,4 @@
-"""The folder of one attempt: inputs laid out as links to blobs, and where the core writes its output."""
+"""The folder of one attempt: inputs laid out as links to blobs, where the core writes its output, and its journal."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from cogram_core.errors import InvalidInput, Problem
 from cogram_core.recipe import Reference
 
 _MOST_TRIES = 100
+_JOURNAL = "trace.journal"
 
 
 class Workspace:
-    """``work/{fusion}/{attempt}``; removed with those of all earlier attempts."""
+    """``work/{fusion}/{attempt}``. What is over leaves its journal for later attempts, until the fusion ends."""
 
     def __init__(self, work_dir: Path, fusion_id: str, attempt: int) -> None:
-        self._fusion_dir = work_dir / fusion_id
+        self.fusion_dir = work_dir / fusion_id
         self._attempt = attempt
-        self.path = self._fusion_dir / str(attempt)
+        self.path = self.fusion_dir / str(attempt)
         self.output = self.path / "output"
+        self.journal = self.path / _JOURNAL
 
     def create(self) -> None:
         """Makes the folder, empty. An earlier attempt's worker may remove the fusion's, empty, at the same moment."""
         for _ in range(_MOST_TRIES):
             with suppress(FileExistsError):  # not exist_ok, which looks again and fails if it is gone by then
-                self._fusion_dir.mkdir(parents=True)
+                self.fusion_dir.mkdir(parents=True)
             try:
                 self.path.mkdir()
             except FileNotFoundError:
@@ -38,12 +40,18 @@ class Workspace:
             return
         self.path.mkdir(parents=True)
 
-    def remove(self) -> None:
-        """Removes it and every earlier attempt's; a later attempt, if there is one, has another worker."""
-        for attempt, path in attempts(self._fusion_dir):
-            if attempt <= self._attempt:
-                shutil.rmtree(path, ignore_errors=True)  # the reaper may be removing it, too
-        remove_if_empty(self._fusion_dir)
+    def earlier_journals(self) -> list[Path]:
+        """What earlier attempts left to go on from. One whose worker is still alive may go on writing: no harm is done."""
+        earlier = sorted((attempt, path) for attempt, path in attempts(self.fusion_dir) if attempt < self._attempt)
+        journals = [path / _JOURNAL for _, path in earlier]
+        return [journal for journal in journals if journal.is_file()]
+
+    def leave(self) -> None:
+        """Removes everything but the journal, and earlier journals that reach no further."""
+        keep_journal(self.path)
+        for journal in self.earlier_journals():
+            if _size(journal) <= _size(self.journal):
+                shutil.rmtree(journal.parent, ignore_errors=True)
 
     def lay_out(self, session: Session, blobs: BlobStore, references: Iterable[Reference]) -> dict[str, Path]:
         """Links every file that the recipe refers to below ``inputs/``, and tells where each reference is.
@@ -73,6 +81,23 @@ def attempts(fusion_dir: Path) -> list[tuple[int, Path]]:
         return [(int(path.name), path) for path in fusion_dir.iterdir() if path.name.isdecimal()]
     except (FileNotFoundError, NotADirectoryError):  # its worker may have removed it just now
         return []
+
+
+def keep_journal(folder: Path) -> None:
+    """Removes everything else of an attempt's folder, and the folder if it has no journal."""
+    with suppress(OSError):  # others may be removing it, too; what is left now goes in the next round
+        for path in folder.iterdir():
+            if path.name == _JOURNAL:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    remove_if_empty(folder)
+
+
+def _size(journal: Path) -> int:
+    return journal.stat().st_size if journal.is_file() else 0
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -20,10 +20,12 @@ from app.settings import Settings
 from app.store import jobs
 from app.store.blobs import BlobStore, record_blob
 from app.store.database import Database
+from app.store.events import EventType, events_after
 from app.store.ids import FusionId, new_checkpoint_id, new_dataset_id
-from app.store.models import Checkpoint, CheckpointFile, Dataset, Fusion
+from app.store.models import Checkpoint, CheckpointFile, Dataset, Event, Fusion
 from app.store.states import FINAL, FusionState
 from cogram_core.recipe import Recipe
+from cogram_core.trace import read_journal
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -89,6 +91,15 @@ class Rig:
             return fusion.attempt == attempt and progress.get("method") == "cogram" and progress.get("done", 0) > 0
 
         return self.wait(fusion_id, reached)
+
+    def recorded(self, fusion_id: str, attempt: int = 1) -> None:
+        """Waits until the attempt's journal holds decisions that a process of its own can read."""
+        journal = self.settings.work_dir / fusion_id / str(attempt) / "trace.journal"
+        self.until(lambda: journal.exists() and any(True for _ in read_journal(journal)))
+
+    def events(self, fusion_id: str, kind: EventType) -> list[Event]:
+        with self.database.reading() as session:
+            return [event for event in events_after(session, fusion_id, 0, 10_000) if event.type == kind]
 
     def submit(self, recipe: Mapping[str, Any]) -> FusionId:
         parsed = Recipe.from_document(recipe)

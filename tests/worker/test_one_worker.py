@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.store import jobs
+from app.store.events import EventType
 from app.store.states import FusionState
 from tests import services
 from tests.worker.conftest import ENDLESS, LONG, rig_on
@@ -32,12 +33,18 @@ def test_a_killed_child_s_job_is_taken_up_again_at_once_and_ends_with_the_same_b
 ) -> None:
     fusion_id = rig.submit(rig.recipe(**LONG))
     rig.deciding(fusion_id)
+    rig.recorded(fusion_id)
     job_process(rig.processes[0]).kill()
     rig.wait(fusion_id, lambda fusion: fusion.attempt == 2, 20)  # long before the lease runs out
     fusion = rig.ended(fusion_id)
     assert (fusion.state, fusion.attempt, fusion.losses) == (FusionState.SUCCEEDED, 2, 1)
     assert rig.model(fusion_id) == undisturbed
-    assert fusion_id not in rig.work_folders()
+    (resumed,) = rig.events(fusion_id, EventType.RESUMED)
+    assert resumed.attempt == 2
+    assert resumed.data["decisions"] > 0
+    assert fusion.progress is not None
+    assert fusion.progress["resumed_after"] == resumed.data["decisions"]
+    rig.until(lambda: fusion_id not in rig.work_folders())
 
 
 def test_a_job_that_kills_every_process_that_runs_it_fails_in_the_end(rig: Rig) -> None:
@@ -67,7 +74,7 @@ def test_cancel_ends_a_running_fusion_within_seconds_and_leaves_no_folder(
     took = time.monotonic() - asked
     record_property("seconds from cancel to cancelled", round(took, 3))
     assert fusion.state is FusionState.CANCELLED
-    assert fusion_id not in rig.work_folders()
+    rig.until(lambda: fusion_id not in rig.work_folders())
     assert took < 5  # 2 is the promise; the rest is for a loaded machine
 
 

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from app.store.events import events_after
+from app.store.events import EventType, events_after
 from app.store.ids import FusionId
 from app.store.states import FusionState
 from tests.worker.conftest import ENDLESS, LONG
@@ -29,7 +29,7 @@ def test_a_fusion_goes_from_queue_to_artifacts(each_rig: Rig) -> None:
     assert fusion.state is FusionState.SUCCEEDED, fusion.error
     assert {"model.safetensors", "report.json", "trace.parquet"} <= {file.path for file in fusion.artifacts}
     assert fusion.verdict is not None
-    assert each_rig.work_folders() == []
+    each_rig.until(lambda: each_rig.work_folders() == [])
     events = _events(each_rig, fusion_id)
     assert events[:3] == ["queued", "started", "stage_started"]
     assert events[-2:] == ["stage_finished", "succeeded"]
@@ -80,9 +80,12 @@ def test_a_stopped_worker_gives_its_job_back_at_once_and_uncounted(rig: Rig, ask
     rig.wait(fusion_id, lambda fusion: fusion.state == FusionState.QUEUED, 5)
     fusion = rig.row(fusion_id)
     assert (fusion.attempt, fusion.losses) == (1, 0)
-    assert rig.work_folders() == []
+    left = rig.settings.work_dir / fusion_id / "1"
+    rig.until(lambda: [path.name for path in left.iterdir()] == ["trace.journal"])
     rig.worker()
     rig.deciding(fusion_id, attempt=2)
+    (resumed,) = rig.events(fusion_id, EventType.RESUMED)
+    assert (resumed.attempt, resumed.data["decisions"] > 0) == (2, True)
 
 
 def test_an_idle_worker_stops_at_once(rig: Rig) -> None:

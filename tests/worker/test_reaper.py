@@ -21,10 +21,13 @@ def _claimed(rig: Rig, lease_seconds: float) -> jobs.Claim:
         return claim
 
 
-def _folder(rig: Rig, fusion_id: FusionId, attempt: int) -> Path:
+def _folder(rig: Rig, fusion_id: FusionId, attempt: int, journal: str | None = None) -> Path:
     path = rig.settings.work_dir / fusion_id / str(attempt)
-    path.mkdir(parents=True)
+    (path / "inputs").mkdir(parents=True)
+    (path / "inputs" / "link").symlink_to(path)
     (path / "half.safetensors").write_text("half")
+    if journal is not None:
+        (path / "trace.journal").write_text(journal)
     return path
 
 
@@ -34,6 +37,18 @@ def test_a_job_whose_lease_ran_out_is_queued_again_and_its_folder_removed(each_r
     reap(each_rig.database, each_rig.settings)
     assert each_rig.row(lost.fusion_id).state is FusionState.QUEUED
     assert not folder.exists()
+
+
+def test_the_journal_of_a_lost_attempt_stays_until_the_fusion_ends(rig: Rig) -> None:
+    lost = _claimed(rig, -1)
+    folder = _folder(rig, lost.fusion_id, 1, "decisions")
+    reap(rig.database, rig.settings)
+    assert [path.name for path in folder.iterdir()] == ["trace.journal"]
+    assert (folder / "trace.journal").read_text() == "decisions"
+    with rig.database.transaction() as session:
+        jobs.request_cancel(session, lost.fusion_id)
+    reap(rig.database, rig.settings)
+    assert rig.work_folders() == []
 
 
 def test_the_folder_of_a_live_attempt_stays_and_those_of_earlier_ones_go(rig: Rig) -> None:

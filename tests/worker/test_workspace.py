@@ -35,3 +35,38 @@ def test_a_folder_is_made_while_an_earlier_worker_removes_the_fusion_s(tmp_path:
     finally:
         done.set()
         zombie.join()
+
+
+def _left(work_dir: Path, attempt: int, journal: bytes) -> Workspace:
+    workspace = Workspace(work_dir, "fus_1", attempt)
+    workspace.create()
+    (workspace.path / "output").mkdir()
+    workspace.journal.write_bytes(journal)
+    return workspace
+
+
+def test_an_attempt_sees_the_journals_of_earlier_ones_in_their_order_and_of_no_others(tmp_path: Path) -> None:
+    for attempt in (10, 9, 2, 12):
+        _left(tmp_path, attempt, b"rows")
+    Workspace(tmp_path, "fus_1", 3).create()
+    found = Workspace(tmp_path, "fus_1", 11).earlier_journals()
+    assert [path.parent.name for path in found] == ["2", "9", "10"]
+
+
+def test_an_attempt_leaves_its_journal_and_those_that_reach_further(tmp_path: Path) -> None:
+    for attempt, journal in enumerate((b"longest of all", b"ab", b"abc", b"another"), start=1):
+        _left(tmp_path, attempt, journal)
+    Workspace(tmp_path, "fus_1", 3).leave()
+    assert sorted(attempts(tmp_path / "fus_1")) == [
+        (attempt, tmp_path / "fus_1" / str(attempt)) for attempt in (1, 3, 4)
+    ]
+    assert [path.name for path in (tmp_path / "fus_1" / "3").iterdir()] == ["trace.journal"]
+    assert (tmp_path / "fus_1" / "4" / "output").is_dir()  # a later attempt has another worker
+
+
+def test_an_attempt_without_a_journal_leaves_nothing(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, "fus_1", 1)
+    workspace.create()
+    (workspace.path / "file").write_text("x")
+    workspace.leave()
+    assert not workspace.path.exists()
