@@ -26,7 +26,7 @@ from cogram_core.networks.sequential import build
 from cogram_core.networks.tokens import Tokens, tokens_of
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
-from cogram_core.preflight import NETWORK_FILE, needs_network, preflight_files, prototype_problems
+from cogram_core.preflight import NETWORK_FILE, criterion_problems, needs_network, preflight_files, prototype_problems
 from cogram_core.recipe import Recipe, SequentialNetwork
 from cogram_core.recipe.layers import AnyLayer, LayerSpec, vocabulary
 from cogram_core.recipe.reading import write_text
@@ -206,15 +206,22 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
     }
     sets = {place.removeprefix("data."): dataset.to(device) for place, dataset in _all_datasets(places).items()}
     evaluation, holdout = sets.get("evaluation"), sets.get("holdout")
-    if (known := tokens.get("evaluation")) is not None:
-        problems = [*prototype_problems(recipe, medoids=known.vocabulary is not None)]
-        if problems:
-            raise RecipeError(problems)
     network = None
     if module is not None:
+        _check_fits(recipe, evaluation, holdout, tokens.get("evaluation"))
         network = Network(module.to(device), next(iter(sets.values())).inputs[:1])
         _check_outputs(network, {f"data.{name}": dataset for name, dataset in sets.items()})
     return Inputs(sources, network, evaluation, holdout, sets.get("training"))
+
+
+def _check_fits(recipe: Recipe, evaluation: Dataset | None, holdout: Dataset | None, tokens: Tokens | None) -> None:
+    """What the preflight tells of files by their headers."""
+    losses = [dataset.loss for dataset in (evaluation, holdout) if dataset is not None]
+    problems = [*criterion_problems(recipe, losses)]
+    if tokens is not None:
+        problems += prototype_problems(recipe, medoids=tokens.vocabulary is not None)
+    if problems:
+        raise RecipeError(problems)
 
 
 def _check_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None:

@@ -12,11 +12,13 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from cogram_core.evaluation.datasets import Dataset
-from cogram_core.evaluation.evaluator import all_logits
-from cogram_core.evaluation.losses import cross_entropy
+from cogram_core.evaluation.evaluator import BATCH
+from cogram_core.evaluation.losses import IGNORED, cross_entropy, example_losses, weighted_mean
 from cogram_core.networks.network import Network
 from cogram_core.stopping import stop_point
 
+# Output elements taken at once: 2²² float64 are 32 MiB a temporary, whatever the vocabulary and the number of examples.
+_ELEMENTS = 2**22
 _LOG_RANGE = (math.log(0.01), math.log(100.0))
 
 
@@ -32,18 +34,26 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Score:
-    """A network on a dataset. Losses in nats a example; ``temperature`` is the divisor behind ``calibrated_loss``."""
+    """A network on a dataset.
+
+    Losses in nats an example, of token data in nats a token, of values in squared units. ``temperature`` is the divisor
+    behind ``calibrated_loss``. ``accuracy`` is the share of examples, or of tokens, predicted rightly. Values have no
+    accuracy and nothing to calibrate: their calibrated loss is the loss. ``classes`` is empty where there are none.
+    """
 
     examples: int
     loss: float
     calibrated_loss: float
     temperature: float
-    accuracy: float
+    accuracy: float | None
     classes: tuple[ClassScore, ...]
 
     def criterion(self, name: str) -> float:
         """What the guard compares: smaller is better; infinity where it is not a number."""
-        value = -self.accuracy if name == "accuracy" else float(getattr(self, name))
+        value = self.loss if name == "loss" else self.calibrated_loss
+        if name == "accuracy":
+            assert self.accuracy is not None  # recipes that ask for it on values are refused
+            value = -self.accuracy
         return math.inf if math.isnan(value) else value
 
     def to_document(self) -> dict[str, Any]:
@@ -58,18 +68,34 @@ def _finite(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(network: Network, dataset: Dataset) -> Score:
-    """Scores the network as it stands."""
-    logits = all_logits(network, dataset.inputs)
-    losses = cross_entropy(logits, dataset.targets)
-    right = (logits.argmax(dim=1) == dataset.targets).double()
-    temperature, calibrated = calibrate(logits, dataset.targets)
+    """Scores the network as it stands, batch by batch; what is kept of token scores are those of predicted tokens."""
+    losses, logits, targets = [], [], []
+    step = max(1, min(BATCH, _ELEMENTS // max(1, math.prod(network.output_shape))))
+    for inputs, expected in zip(torch.split(dataset.inputs, step), torch.split(dataset.targets, step), strict=True):
+        stop_point()
+        outputs = network.logits(inputs)
+        losses.append(example_losses(dataset.loss, outputs, expected))
+        if dataset.loss == "cross_entropy":
+            logits.append(outputs)
+            targets.append(expected)
+        elif dataset.loss == "causal_lm":
+            predicted = expected[:, 1:] != IGNORED
+            logits.append(outputs[:, :-1][predicted])
+            targets.append(expected[:, 1:][predicted])
+    each = torch.cat(losses)
+    loss = weighted_mean(each, dataset.weights)
+    if dataset.loss == "mean_squared_error":
+        return Score(len(dataset), loss, loss, 1.0, None, ())
+    scores, labels = torch.cat(logits), torch.cat(targets)
+    right = (scores.argmax(dim=1) == labels).double()
+    temperature, calibrated = calibrate(scores, labels)
     return Score(
         examples=len(dataset),
-        loss=float(losses.mean()),
+        loss=loss,
         calibrated_loss=calibrated,
         temperature=temperature,
         accuracy=float(right.mean()),
-        classes=_by_class(losses, right, dataset.targets),
+        classes=_by_class(each, right, labels) if dataset.loss == "cross_entropy" else (),
     )
 
 
@@ -93,15 +119,21 @@ def calibrate(logits: Tensor, targets: Tensor) -> tuple[float, float]:
 
     Source: temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
-    wide = logits.double()
-    plain = float(cross_entropy(wide, targets).mean())
-    if not math.isfinite(plain) and not bool(torch.isfinite(wide).all()):
+    plain = float(example_losses("cross_entropy", logits, targets).mean())
+    if not math.isfinite(plain) and not bool(torch.isfinite(logits).all()):
         return 1.0, plain
 
     def loss(log_temperature: float) -> float:
         stop_point()
-        return float(cross_entropy(wide / np.exp(log_temperature), targets).mean())
+        return float(_tempered(logits, targets, float(np.exp(log_temperature))).mean())
 
     found = minimize_scalar(loss, bounds=_LOG_RANGE, method="bounded", options={"xatol": 1e-6})
     best, where = min((loss(place), place) for place in (float(found.x), *_LOG_RANGE))
     return (float(np.exp(where)), best) if best < plain else (1.0, plain)
+
+
+def _tempered(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """The cross-entropy of z/T for each row, in float64, a part of the rows at a time."""
+    step = max(1, _ELEMENTS // logits.shape[1])
+    rows = zip(torch.split(logits, step), torch.split(targets, step), strict=True)
+    return torch.cat([cross_entropy(part.double() / temperature, expected) for part, expected in rows])

@@ -1,6 +1,13 @@
 """All that headers alone can tell, all problems at once, with estimates. Free of torch and numpy: the API runs it."""
 
-from cogram_core.preflight.checks import Estimates, Preflight, needs_network, preflight, prototype_problems
+from cogram_core.preflight.checks import (
+    Estimates,
+    Preflight,
+    criterion_problems,
+    needs_network,
+    preflight,
+    prototype_problems,
+)
 from cogram_core.preflight.data import DatasetFacts, LossKind, read_dataset_facts
 from cogram_core.preflight.files import preflight_files
 from cogram_core.preflight.summaries import NETWORK_FILE, CheckpointSummary, summarise_checkpoint
@@ -12,6 +19,7 @@ __all__ = [
     "Estimates",
     "LossKind",
     "Preflight",
+    "criterion_problems",
     "needs_network",
     "preflight",
     "preflight_files",

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cogram_core.checkpoints.header import DTYPES, CheckpointHeader
 from cogram_core.errors import Problem
-from cogram_core.preflight.data import PLAIN, TOKENS, DatasetFacts, target_problems, token_problems, value_problems
+from cogram_core.preflight.data import (
+    PLAIN,
+    TOKENS,
+    DatasetFacts,
+    LossKind,
+    target_problems,
+    token_problems,
+    value_problems,
+)
 from cogram_core.preflight.summaries import CheckpointSummary
 from cogram_core.recipe.document import Recipe, Source, Stage
 from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, Residual, expected_tensors, vocabulary
@@ -63,6 +71,8 @@ def preflight(
         if layers is not None:
             if vocabulary(layers) is not None:
                 problems += prototype_problems(recipe)
+            judged = (name for name in (recipe.data.evaluation, recipe.data.holdout) if name is not None)
+            problems += criterion_problems(recipe, (datasets[name].loss for name in judged))
             for location, facts in _data(recipe, datasets):
                 problems += _compare_data(layers, facts, location)
     return Preflight(tuple(_limited(problems)), layers, _estimates(recipe, first.header, datasets, layers))
@@ -132,6 +142,13 @@ def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[AnyLayer, 
             message = f"has shape {list(found[tensor])}, the network's is {list(expected[tensor])}; correct the layers"
             problems.append(Problem(f"{name}: {tensor}", "network.shape_mismatch", message))
     return layers, problems
+
+
+def criterion_problems(recipe: Recipe, losses: Iterable[LossKind]) -> Iterator[Problem]:
+    """A criterion that data with these losses can't be judged by."""
+    if recipe.guard.mode != "off" and recipe.guard.criterion == "accuracy" and "mean_squared_error" in losses:
+        message = "accuracy is a share of right classes or tokens, and the data's targets are values; take loss"
+        yield Problem("guard.criterion", "recipe.no_accuracy", message)
 
 
 def prototype_problems(recipe: Recipe, *, medoids: bool = True) -> Iterator[Problem]:

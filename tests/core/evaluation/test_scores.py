@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
+from cogram_core.evaluation import scores as module_under_test
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.scores import calibrate, score
 from cogram_core.networks.network import Network
-from tests.core.factories import mlp, points, random
+from tests.core.factories import initialise, mlp, points, random
 
 seeds = st.integers(0, 2**31)
 
@@ -92,6 +93,7 @@ def test_a_criterion_is_smaller_where_a_network_is_better_and_infinite_where_it_
     inputs, targets = points(3)
     network = Network(mlp(3), inputs[:1])
     found = score(network, Dataset(inputs, targets))
+    assert found.accuracy is not None
     assert found.criterion("accuracy") == -found.accuracy
     assert found.criterion("loss") == found.loss
     assert found.criterion("calibrated_loss") == found.calibrated_loss
@@ -100,3 +102,56 @@ def test_a_criterion_is_smaller_where_a_network_is_better_and_infinite_where_it_
     assert broken.criterion("loss") == broken.criterion("calibrated_loss") == math.inf
     assert broken.to_document()["loss"] is None
     assert broken.to_document()["classes"][0]["loss"] is None
+
+
+def naive_tokens(network: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> list[tuple[list[float], int]]:
+    """Scores and label of every predicted token, one sequence and one place at a time."""
+    found = []
+    for sentence, expected in zip(ids, labels.tolist(), strict=True):
+        with torch.no_grad():
+            scores = network(sentence[None])[0].double().tolist()
+        found += [(scores[at - 1], expected[at]) for at in range(1, len(expected)) if expected[at] != -100]
+    return found
+
+
+@pytest.mark.parametrize("elements", [2**22, 40])
+def test_scores_of_token_data_are_means_over_tokens(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "_ELEMENTS", elements)
+    module = initialise(nn.Sequential(nn.Embedding(7, 4), nn.Tanh(), nn.Linear(4, 7)), 0, 1.0)
+    ids = torch.randint(0, 7, (13, 5), generator=random(0))
+    labels = torch.where(torch.rand(13, 5, generator=random(1)) < 0.4, -100, ids)
+    labels[:, 1] = ids[:, 1]
+    found = score(Network(module, ids[:1]), Dataset(ids, labels))
+    tokens = naive_tokens(module, ids, labels)
+    rows, targets = np.array([row for row, _ in tokens]), np.array([target for _, target in tokens])
+    assert found.examples == 13
+    assert found.loss == pytest.approx(mean_losses(rows, targets, np.ones(1))[0], rel=1e-6)
+    assert found.accuracy == pytest.approx(float((rows.argmax(1) == targets).mean()))
+    assert found.classes == ()
+    grid = mean_losses(rows, targets, np.geomspace(0.01, 100, 501))
+    assert found.calibrated_loss <= min(grid) + 1e-7
+    at_temperature = mean_losses(rows, targets, np.array([found.temperature]))[0]
+    assert found.calibrated_loss == pytest.approx(at_temperature, rel=1e-6)
+
+
+def test_values_have_a_loss_and_nothing_else() -> None:
+    inputs, _ = points(5, 30)
+    values = torch.randn(30, 4, generator=random(6))
+    module = mlp(5)
+    found = score(Network(module, inputs[:1]), Dataset(inputs, values))
+    with torch.no_grad():
+        expected = float((module(inputs).double() - values.double()).square().mean())
+    assert found.loss == found.calibrated_loss == found.criterion("loss") == found.criterion("calibrated_loss")
+    assert found.loss == pytest.approx(expected, rel=1e-6)
+    assert (found.temperature, found.accuracy, found.classes) == (1.0, None, ())
+    assert found.to_document()["accuracy"] is None
+
+
+def test_batches_do_not_change_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, targets = points(7, 60)
+    network = Network(mlp(7), inputs[:1])
+    whole = score(network, Dataset(inputs, targets))
+    monkeypatch.setattr(module_under_test, "_ELEMENTS", 28)
+    apart = score(network, Dataset(inputs, targets))
+    assert apart.accuracy == whole.accuracy
+    assert (apart.loss, apart.calibrated_loss) == pytest.approx((whole.loss, whole.calibrated_loss), rel=1e-6)

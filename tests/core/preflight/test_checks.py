@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def check(
 ) -> Preflight:
     sources = [{"name": name, "checkpoint": name} for name in summaries]
     document = {"sources": sources, "data": {"evaluation": "eval", "holdout": "hold"}, "method": "cogram"}
-    recipe = Recipe.from_document(document | changes)
+    recipe = Recipe.from_document({key: value for key, value in (document | changes).items() if value is not None})
     return preflight(recipe, summaries, {"eval": FACTS, "hold": FACTS, **(facts or {})})
 
 
@@ -204,3 +205,24 @@ def test_a_holdout_set_that_decisions_see_is_refused(tmp_path: Path) -> None:
     summaries = {name: saved(tmp_path, name) for name in ("a", "b")}
     result = check(summaries, data={"evaluation": "eval", "holdout": "eval"})
     assert found(result) == {"data.holdout": "recipe.same_data"}
+
+
+def test_values_are_judged_by_no_accuracy(tmp_path: Path) -> None:
+    summaries = {name: saved(tmp_path, name) for name in ("a", "b")}
+    values = DatasetFacts(10, (6,), None, None, "mean_squared_error", (4,))
+    for facts in ({"eval": values}, {"hold": values}, {"eval": values, "hold": values}):
+        guard = {"mode": "report", "criterion": "accuracy"}
+        assert found(check(summaries, facts, guard=guard)) == {"guard.criterion": "recipe.no_accuracy"}
+        assert found(check(summaries, facts, guard={**guard, "criterion": "loss"})) == {}
+        assert found(check(summaries, facts, guard={**guard, "mode": "off"})) == {}
+
+
+@pytest.mark.parametrize("kind", ["geometric", "arithmetic", "kmeans", "medoid", "examples", "all", "auto"])
+def test_token_data_has_no_prototypes_that_are_means(tmp_path: Path, kind: str) -> None:
+    layers = [*BLOCKS, HEAD]
+    network = {"kind": "sequential", "layers": layers}
+    stages = [{"method": "fisher"}, {"method": "cogram", "prototypes": {"kind": kind}}]
+    facts = {"eval": LANGUAGE, "hold": LANGUAGE}
+    result = check(summary_of(tmp_path, *layers), facts, network=network, stages=stages, method=None)
+    refused = kind in {"geometric", "arithmetic", "kmeans"}
+    assert found(result) == ({"stages[1].prototypes.kind": "recipe.no_such_prototypes"} if refused else {})
