@@ -24,26 +24,39 @@ from cogram_core.stopping import stop_point
 BATCH = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Neurons of one layer, (M, width), which will be tried in several turns, so that a part of it may be done once."""
+
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Candidates:
     """K changes of one layer, each of one neuron or of one weight, each to be tried by itself.
 
     ``rows`` is int64 (K,), on the host. At neuron level ``columns`` is None and ``values`` (K, width) has whole neurons; at
-    weight level ``columns`` is int64 (K,) and ``values`` (K,) has single numbers.
+    weight level ``columns`` is int64 (K,) and ``values`` (K,) has single numbers. ``picks``, int64 (K,), says which of the
+    ``pool`` the values are, where they come from one.
     """
 
     layer: Layer
     rows: Tensor
     columns: Tensor | None
     values: Tensor
+    pool: Pool | None = None
+    picks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def part(self, first: int, last: int) -> Candidates:
         """Candidates first to last − 1."""
+        if first == 0 and last >= len(self):
+            return self
         columns = None if self.columns is None else self.columns[first:last]
-        return Candidates(self.layer, self.rows[first:last], columns, self.values[first:last])
+        picks = None if self.picks is None else self.picks[first:last]
+        return Candidates(self.layer, self.rows[first:last], columns, self.values[first:last], self.pool, picks)
 
     def whole_rows(self, network: Network) -> Tensor:
         """The neurons as they would be, (K, width), in the network's dtype."""

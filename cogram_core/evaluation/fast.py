@@ -102,13 +102,12 @@ class FastEvaluator:
         if self._layer is not layer:
             self._layer = None
             return
-        chosen = candidates.part(place, place + 1)
         if self._last is not None and self._last[0] is candidates:
             losses = self._last[1][place]
         else:
-            losses = self._candidate_losses(chosen)[0]
+            losses = self._candidate_losses(candidates.part(place, place + 1))[0]
         for probe, part in zip(self._probes, torch.split(losses, BATCH), strict=True):
-            probe.move(chosen, part)
+            probe.move(candidates, place, part)
         self._last = None
 
     def changed(self, layer: Layer) -> None:

@@ -10,6 +10,7 @@ Examples that a candidate doesn't change at all keep their losses and don't run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,7 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from cogram_core.evaluation.evaluator import Candidates
+from cogram_core.evaluation.evaluator import Candidates, Pool
 from cogram_core.evaluation.losses import LossKind, example_losses
 from cogram_core.evaluation.rest import Rest
 from cogram_core.networks.calls import ELEMENTWISE, Call, elementwise_between
@@ -28,6 +29,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LOOK_AHEAD = 3
 # Bytes of outputs below which picking out the examples that change takes longer than running them all.
 _WORTH_PICKING = 2**17
+# Bytes of channels that are worked out before they are asked for.
+_POOLED_BYTES = 2**25
 # Bytes of the widest tensor of a batch. On a CPU more than the cache holds was measured to be slower; a GPU wants more.
 _BATCH_BYTES = {"cpu": 2**22, "cuda": 2**27}
 
@@ -53,8 +56,8 @@ class Probe(Protocol):
         """Each example's loss under each candidate, float64 (K, N)."""
         ...
 
-    def move(self, chosen: Candidates, losses: Tensor) -> None:
-        """The one chosen candidate is about to be in the network, and these are its examples' losses, (N,)."""
+    def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
+        """The candidate at ``place`` is about to be in the network, and these are its examples' losses, (N,)."""
         ...
 
 
@@ -119,40 +122,62 @@ class _Columns:
         self._module = network.module.get_submodule(layer.name)
         self._inputs = inputs  # (N, ..., in), or (N, in, ...) of a convolution
         self._by_feature = inputs.movedim(-1, 0).contiguous() if isinstance(self._module, nn.Linear) else None
+        self._pooled: tuple[Pool, Tensor] | None = None
+        self._asked: tuple[Candidates, Tensor] | None = None
         self.current = current  # (out, N, ...)
 
     def of(self, candidates: Candidates) -> Tensor:
         """The channel that each candidate changes, as it would be: (K, N, ...)."""
+        channels = self._work_out(candidates)
+        self._asked = candidates, channels
+        return channels
+
+    def move(self, candidates: Candidates, place: int) -> Tensor:
+        """Takes over the channel of a candidate that is about to be in the network, and gives it, (N, ...)."""
+        if self._asked is not None and self._asked[0] is candidates:
+            channel = self._asked[1][place]
+        else:
+            channel = self._work_out(candidates.part(place, place + 1))[0]
+        self.current[candidates.rows[place]] = channel
+        self._asked = None
+        return channel
+
+    def _work_out(self, candidates: Candidates) -> Tensor:
         if candidates.columns is not None and self._by_feature is not None:
             return self._of_weights(candidates, candidates.columns, self._by_feature)
-        rows = self._layer.split(candidates.whole_rows(self._network))
-        weight = rows[self._layer.tensors[0]]
-        bias = rows[self._layer.tensors[1]] if len(rows) > 1 else None
+        if candidates.pool is None or candidates.picks is None or not self._fits(candidates.pool):
+            return self._of_rows(candidates.whole_rows(self._network))
+        if self._pooled is None or self._pooled[0] is not candidates.pool:
+            self._pooled = candidates.pool, self._of_rows(candidates.pool.values.to(self._network.dtype))
+        return self._pooled[1].index_select(0, candidates.picks.to(self.current.device))
+
+    def _fits(self, pool: Pool) -> bool:
+        return len(pool.values) * self.current[:1].nbytes <= _POOLED_BYTES
+
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        """The channels that neurons (K, width) would have."""
+        first, *others = self._layer.shapes
+        into = math.prod(first[1:])
+        weight, bias = rows[:, :into], rows[:, into] if others else None
         if isinstance(self._module, nn.Linear):
             return nn.functional.linear(self._inputs, weight, bias).movedim(-1, 0)
+        weight = weight.reshape(-1, *first[1:])
         convolved: Tensor = self._module._conv_forward(self._inputs, weight, bias)  # type: ignore[operator]
         return convolved.movedim(1, 0)
 
     def _of_weights(self, candidates: Candidates, columns: Tensor, features: Tensor) -> Tensor:
         """One weight times its feature is all that changes; behind the features stands the bias, times one."""
-        device = features.device
+        device, shape = features.device, (-1,) + (1,) * (features.ndim - 1)
         rows, columns = candidates.rows.to(device), columns.to(device)
-        dtype = self._network.dtype
-        weight = self._network.tensor(self._layer.tensors[0])
-        into = weight.shape[1]
-        inner = columns < into
-        present = weight[rows, columns.clamp(max=into - 1)]
-        if len(self._layer.tensors) > 1:
-            present = torch.where(inner, present, self._network.tensor(self._layer.tensors[1])[rows])
-        shape = (-1,) + (1,) * (features.ndim - 1)
-        change = (candidates.values.to(device, dtype) - present).reshape(shape)
-        moved = features[columns.clamp(max=into - 1)]
-        moved = torch.where(inner.reshape(shape), moved, 1.0) if len(self._layer.tensors) > 1 else moved
-        return torch.addcmul(self.current[rows], change, moved)
-
-    def move(self, chosen: Candidates) -> None:
-        """Takes over the channel of a candidate that is about to be in the network."""
-        self.current[chosen.rows[0]] = self.of(chosen)[0]
+        weight, *biases = (self._network.tensor(name) for name in self._layer.tensors)
+        last = weight.shape[1] - 1
+        present, moved = weight[rows, columns.clamp(max=last)], features.index_select(0, columns.clamp(max=last))
+        if biases:
+            inner = columns <= last
+            present = torch.where(inner, present, biases[0][rows])
+            moved = torch.where(inner.reshape(shape), moved, 1.0)
+        change = (candidates.values.to(device, weight.dtype) - present).reshape(shape)
+        return torch.addcmul(self.current.index_select(0, rows), change, moved)
 
 
 class _OnRest:
@@ -195,9 +220,9 @@ class _OwnOutput(_OnRest):
         output.movedim(self._channel, 1)[torch.arange(len(rows), device=rows.device), rows] = channels[which, examples]
         return self._filled(len(candidates), which, examples, output, kind, targets)
 
-    def move(self, chosen: Candidates, losses: Tensor) -> None:
+    def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
         """See ``Probe.move``."""
-        self._columns.move(chosen)
+        self._columns.move(candidates, place)
         self._base = losses
 
 
@@ -222,12 +247,9 @@ class _RankOne(_OnRest):
 
     def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
         """See ``Probe.losses``."""
-        rows, change = self._change(candidates)
-        return (
-            self._of_all(rows, change, kind, targets)
-            if not self._picks
-            else self._of_changed(rows, change, kind, targets)
-        )
+        rows = candidates.rows.to(self._arriving.device)
+        change = self._function(self._columns.of(candidates)) - self._arriving.index_select(0, rows)  # (K, N, ...)
+        return (self._of_changed if self._picks else self._of_all)(rows, change, kind, targets)
 
     def _of_all(self, rows: Tensor, change: Tensor, kind: LossKind, targets: Tensor) -> Tensor:
         """Runs every example for every candidate: on a GPU, or where choosing would cost more than it saves."""
@@ -246,24 +268,18 @@ class _RankOne(_OnRest):
             self._space = torch.empty(len(which), *self._output.shape[1:], dtype=self._output.dtype)
         output = torch.index_select(self._output, 0, examples, out=self._space[: len(which)])
         moved = change[which, examples].unsqueeze(-1)
-        parts = zip(output.split(counts), moved.split(counts), rows.tolist(), strict=True)
+        parts = zip(torch.split(output, counts), torch.split(moved, counts), rows.tolist(), strict=True)
         for part, by, row in parts:
             part.addcmul_(by, self._weight[row])
         return self._filled(len(rows), which, examples, output, kind, targets)
 
-    def move(self, chosen: Candidates, losses: Tensor) -> None:
+    def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
         """See ``Probe.move``."""
-        rows, change = self._change(chosen)
-        self._output.addcmul_(change[0].unsqueeze(-1), self._weight[rows[0]])
-        self._columns.move(chosen)
-        row = int(rows[0])
-        self._arriving[row] = self._function(self._columns.current[row])
+        row = int(candidates.rows[place])
+        arriving = self._function(self._columns.move(candidates, place))
+        self._output.addcmul_((arriving - self._arriving[row]).unsqueeze(-1), self._weight[row])
+        self._arriving[row] = arriving
         self._base = losses
-
-    def _change(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """Rows on the device (K,), and how what arrives at the following layer changes, δ (K, N, ...)."""
-        rows = candidates.rows.to(self._arriving.device)
-        return rows, self._function(self._columns.of(candidates)).sub_(self._arriving.index_select(0, rows))
 
 
 class _Tokens(_OnRest):
@@ -293,10 +309,10 @@ class _Tokens(_OnRest):
         output = torch.where(here, value, self._output[examples])
         return self._filled(len(candidates), which, examples, output, kind, targets)
 
-    def move(self, chosen: Candidates, losses: Tensor) -> None:
+    def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
         """See ``Probe.move``."""
-        value = chosen.whole_rows(self._network)[0]
-        self._output = torch.where((self._tokens == chosen.rows[0]).unsqueeze(-1), value, self._output)
+        value = candidates.part(place, place + 1).whole_rows(self._network)[0]
+        self._output = torch.where((self._tokens == candidates.rows[place]).unsqueeze(-1), value, self._output)
         self._base = losses
 
 

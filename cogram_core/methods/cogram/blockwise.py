@@ -42,7 +42,7 @@ def decide_block(visitor: Visitor, window: Window, thresholds: Thresholds | None
     start = visitor.loss
     joint: dict[int, tuple[float, float, int]] = {}
     _put_together(visitor, window, moves, joint)
-    done = len(window.current) if refined is None else refined + 1
+    done = window.count if refined is None else refined + 1
     before = start
     for unit in range(done):
         if unit in joint:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from cogram_core.evaluation.evaluator import Candidates
 from cogram_core.methods.cogram.decide import Judgement, Thresholds, siblings_of
 from cogram_core.methods.cogram.visitor import Visitor
@@ -33,7 +36,7 @@ def decide_in_order(visitor: Visitor, window: Window, thresholds: Thresholds | N
     mergeable = [unit for unit, judgement in judged.items() if judgement.shares is not None]
     accepted, last = _first_accepted(visitor, window, judged, mergeable)
     end = accepted.unit if accepted is not None else refined
-    done = len(window.current) if end is None else end + 1
+    done = window.count if end is None else end + 1
     for unit in range(done):
         if accepted is not None and unit == accepted.unit:
             _accept(visitor, window, judged[unit], accepted)
@@ -47,11 +50,10 @@ def judge_units(
 ) -> tuple[dict[int, Judgement], dict[int, str]]:
     """Judgements up to the first unit that is to be refined, in order; and why other units aren't evaluated at all."""
     skipped = window.unchanging(visitor.touched(window.layer))
-    active = [unit for unit in range(len(window.current)) if unit not in skipped]
+    active = [unit for unit in range(window.count) if unit not in skipped]
     if not active:
         return {}, skipped
-    tried = window.tried(visitor.params.extras)
-    found = visitor.evaluator.losses(window.trying_each(active, tried))
+    found = visitor.evaluator.losses(window.sources_of(active))
     siblings = siblings_of(window.layer, window.level)
     judged = {}
     for place, unit in enumerate(active):
@@ -87,26 +89,38 @@ def _first_accepted(
 ) -> tuple[Accepted | None, dict[int, tuple[float, float]]]:
     """The first unit with a step that is accepted, at its first such step; and each other unit's last step and loss.
 
-    All units try their whole way together. From then on only those before the first accepted one matter: they try half
-    of theirs, and so on.
+    All units try their whole way together. From then on only those before the first accepted one matter: they try all
+    their shorter steps together.
     """
-    accepted: Accepted | None = None
     last: dict[int, tuple[float, float]] = {}
     if not mergeable:
         return None, last
     targets = window.targets(mergeable, [judged[unit].shares or () for unit in mergeable])
-    pending = mergeable
-    for step in visitor.params.steps:
-        candidates = window.trying(pending, window.stepped(pending, targets[: len(pending)], step))
-        for place, loss in enumerate(visitor.evaluator.losses(candidates)):
-            last[pending[place]] = step, loss
-            if loss < visitor.enough and (approved := visitor.approved(candidates, place)) is not None:
-                accepted = Accepted(pending[place], candidates, place, step, loss, approved)
-                pending = pending[:place]
-                break
-        if not pending:
-            break
+    whole, *shorter = visitor.params.steps
+    accepted = _try(visitor, window, mergeable, targets, [whole], last)
+    pending = mergeable if accepted is None else mergeable[: mergeable.index(accepted.unit)]
+    if pending and shorter:
+        accepted = _try(visitor, window, pending, targets[: len(pending)], shorter, last) or accepted
     return accepted, last
+
+
+def _try(
+    visitor: Visitor,
+    window: Window,
+    units: list[int],
+    targets: Tensor,
+    steps: list[float],
+    last: dict[int, tuple[float, float]],
+) -> Accepted | None:
+    """The first unit of which one of the steps is accepted, with the first such step."""
+    values = torch.stack([window.stepped(units, targets, step) for step in steps], dim=1).flatten(0, 1)
+    candidates = window.trying([unit for unit in units for _ in steps], values)
+    tries = [(unit, step) for unit in units for step in steps]
+    for place, ((unit, step), loss) in enumerate(zip(tries, visitor.evaluator.losses(candidates), strict=True)):
+        last[unit] = step, loss
+        if loss < visitor.enough and (approved := visitor.approved(candidates, place)) is not None:
+            return Accepted(unit, candidates, place, step, loss, approved)
+    return None
 
 
 def _accept(visitor: Visitor, window: Window, judgement: Judgement, accepted: Accepted) -> None:

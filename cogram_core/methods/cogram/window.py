@@ -1,14 +1,16 @@
-"""A window: a run of neurons or weights of one layer, with their values in the network and in the sources."""
+"""Neurons and weights with their values in the network and in the sources: blocks of rows that are read together, and
+windows, runs of units that are decided on together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cogram_core.evaluation.evaluator import Candidates
+from cogram_core.evaluation.evaluator import Candidates, Pool
 from cogram_core.methods.cogram.params import Extra
 from cogram_core.methods.cogram.visitor import Visitor
 from cogram_core.methods.contract import Source
@@ -19,45 +21,109 @@ from cogram_core.networks.network import Network
 _BLOCK_ROWS = 64
 
 
-@dataclass(frozen=True)
-class Window:
-    """Units first to last − 1 of a layer's units of one level, in index order.
+class Block:
+    """Rows first to last − 1 of a layer, (R, width) each: ``current`` has the network's, ``candidates`` (C, R, width) those
+    of sources and extra candidates.
 
-    ``current`` has their values (U, width) or (U,), ``candidates`` those of the ``sources`` sources and of extra candidates,
-    one tensor each.
+    A unit's values are only read before it is decided on, so that they stay right while the network changes.
     """
 
-    layer: Layer
+    def __init__(self, layer: Layer, first: int, current: Tensor, sources: Sequence[Tensor], extras: Sequence[Extra]):
+        made = {"current": lambda: current, "average": lambda: plain_average(sources, len(sources))}
+        self.layer = layer
+        self.first = first
+        self.last = first + len(current)
+        self.current = current
+        self.candidates = torch.stack([*sources, *(made[extra]() for extra in extras)])
+        self._known = len(sources) + list(extras).index("current") if "current" in extras else None
+        self._sources = len(sources)
+
+    @cached_property
+    def tried(self) -> Tensor:
+        """The candidates whose losses aren't known yet, (E, R, width): all but the units as they stand."""
+        places = [place for place in range(len(self.candidates)) if place != self._known]
+        return self.candidates[places] if len(places) < len(self.candidates) else self.candidates
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The same, as one matrix of rows."""
+        return Pool(self.tried.flatten(0, 1))
+
+    @cached_property
+    def same(self) -> Tensor:
+        """Which numbers are the same in the network and in every source, (R, width)."""
+        return (self.candidates[: self._sources] == self.current).all(dim=0)
+
+    @cached_property
+    def same_rows(self) -> list[bool]:
+        """Which rows are."""
+        found: list[bool] = self.same.all(dim=1).tolist()
+        return found
+
+
+@dataclass(frozen=True)
+class Window:
+    """``count`` units of a layer from ``first`` on, in index order, all in one block."""
+
+    block: Block
     level: Level
     first: int
-    current: Tensor
-    candidates: tuple[Tensor, ...]
-    sources: int
+    count: int
+
+    @property
+    def layer(self) -> Layer:
+        """The units' layer."""
+        return self.block.layer
+
+    @property
+    def offset(self) -> int:
+        """The first unit, counted from the block's first."""
+        return self.first - self.block.first * (1 if self.level == "neuron" else self.layer.width)
 
     def unchanging(self, touched: frozenset[int] | None) -> dict[int, str]:
         """Units that no candidate can change, with the reason; ``touched`` has the rows that the data read."""
-        found = {}
-        sources = self.candidates[: self.sources]
-        same = torch.stack([(source == self.current).reshape(len(self.current), -1).all(dim=1) for source in sources])
-        for unit, equal in enumerate(same.all(dim=0).tolist()):
-            if equal:
-                found[unit] = "every source has what the network has"
-            elif touched is not None and self.place(unit)[0] not in touched:
-                found[unit] = "no evaluation example reads this row"
+        start, end = self.offset, self.offset + self.count
+        same = (
+            self.block.same_rows[start:end] if self.level == "neuron" else self.block.same.view(-1)[start:end].tolist()
+        )
+        found = {unit: "every source has what the network has" for unit, equal in enumerate(same) if equal}
+        if touched is not None:
+            for unit in range(self.count):
+                if self.place(unit)[0] not in touched:
+                    found.setdefault(unit, "no evaluation example reads this row")
         return found
 
-    def tried(self, extras: Sequence[Extra]) -> list[Tensor]:
-        """The candidates whose losses aren't known yet: all but the units as they stand."""
-        known = self.sources + list(extras).index("current") if "current" in extras else None
-        return [candidate for place, candidate in enumerate(self.candidates) if place != known]
+    def sources_of(self, units: Sequence[int]) -> Candidates:
+        """Every candidate that has to be tried for some of the units: first all units with the first, and so on."""
+        block = self.block
+        count = len(block.tried)
+        at = torch.tensor(units, dtype=torch.int64)
+        if self.level == "weight":
+            values = block.tried.view(count, -1)[:, self.offset + at].flatten()
+            return self._placed((at + self.first).repeat(count), values)
+        rows = len(block.current)
+        picks = (torch.arange(count)[:, None] * rows + (at + self.offset)).flatten()
+        return Candidates(
+            self.layer, (at + self.first).repeat(count), None, block.pool.values[picks], block.pool, picks
+        )
 
-    def trying_each(self, units: Sequence[int], values: Sequence[Tensor]) -> Candidates:
-        """All of the values for some of the units: first all units with the first, and so on."""
-        return self.trying(list(units) * len(values), torch.cat([value[list(units)] for value in values]))
+    def trying(self, units: Sequence[int], values: Tensor) -> Candidates:
+        """Values for some of the units, as what an evaluator takes; units may come more than once."""
+        return self._placed(torch.tensor(units, dtype=torch.int64) + self.first, values)
+
+    def targets(self, units: Sequence[int], shares: Sequence[Sequence[float]]) -> Tensor:
+        """Σ aᵢ·Sᵢ[u] of some units, in float64, (A, width) or (A,)."""
+        weights = torch.tensor(shares, dtype=torch.float64, device=self.block.current.device).t()
+        chosen = self._of(self.block.candidates, units)
+        return mix_streamed(chosen, list(weights if self.level == "weight" else weights.unsqueeze(-1)))
+
+    def stepped(self, units: Sequence[int], targets: Tensor, step: float) -> Tensor:
+        """M[u] + t·(W − M[u]) of some units, rounded once, to the compute dtype."""
+        return step_towards(self._of(self.block.current[None], units)[0], targets, step).to(self.block.current.dtype)
 
     def rows(self) -> tuple[int, int]:
         """The first row that has units of the window, and the one behind the last."""
-        return self.place(0)[0], self.place(len(self.current) - 1)[0] + 1
+        return self.place(0)[0], self.place(self.count - 1)[0] + 1
 
     def put(self, network: Network, unit: int, value: Tensor) -> None:
         """Puts a unit's value into the network."""
@@ -72,61 +138,41 @@ class Window:
         at = self.first + unit
         return (at, None) if self.level == "neuron" else divmod(at, self.layer.width)
 
-    def targets(self, units: Sequence[int], shares: Sequence[Sequence[float]]) -> Tensor:
-        """Σ aᵢ·Sᵢ[u] of some units, in float64, (A, width) or (A,)."""
-        weights = torch.tensor([list(row) for row in shares], dtype=torch.float64, device=self.current.device)
-        weights = weights.t() if self.level == "weight" else weights.t().unsqueeze(-1)
-        return mix_streamed([candidate[list(units)] for candidate in self.candidates], list(weights))
+    def _of(self, values: Tensor, units: Sequence[int]) -> Tensor:
+        """The units' part of (C, R, width): (C, A, width) or (C, A)."""
+        flat = values if self.level == "neuron" else values.flatten(1)
+        if units[-1] - units[0] == len(units) - 1:
+            return flat[:, self.offset + units[0] : self.offset + units[-1] + 1]
+        return flat[:, torch.tensor(units, device=values.device) + self.offset]
 
-    def stepped(self, units: Sequence[int], targets: Tensor, steps: float | Tensor) -> Tensor:
-        """M[u] + t·(W − M[u]) of some units, rounded once, to the compute dtype; one step for all, or one each."""
-        current = self.current[list(units)]
-        if isinstance(steps, float):
-            return step_towards(current, targets, steps).to(current.dtype)
-        each = [
-            step_towards(now, target, float(step)) for now, target, step in zip(current, targets, steps, strict=True)
-        ]
-        return torch.stack(each).to(current.dtype)
-
-    def trying(self, units: Sequence[int], values: Tensor) -> Candidates:
-        """Values for some of the units, as what an evaluator takes; units may come more than once."""
-        at = torch.tensor(units, dtype=torch.int64) + self.first
+    def _placed(self, at: Tensor, values: Tensor) -> Candidates:
         if self.level == "neuron":
             return Candidates(self.layer, at, None, values)
         return Candidates(self.layer, at // self.layer.width, at % self.layer.width, values)
 
 
 class Reader:
-    """Reads units of one layer, from the network and block by block from the sources."""
+    """Reads units of one layer, from the network and the sources, block by block."""
 
     def __init__(self, visitor: Visitor, layer: Layer) -> None:
         self._visitor = visitor
         self._layer = layer
-        self._first = self._last = 0
-        self._block: list[Tensor] = []
+        self._block: Block | None = None
 
     def window(self, level: Level, first: int, last: int) -> Window:
         """The window of these units; at most as far as the block that holds the first reaches."""
         width = 1 if level == "neuron" else self._layer.width
         row = first // width
-        if not self._first <= row < self._last:
-            self._read(row)
-        last = min(last, self._last * width)
-        rows = row, (last - 1) // width + 1
-        matrix = self._visitor.context.network.rows(self._layer, *rows).to(self._visitor.dtype)
-        sources = [block[rows[0] - self._first : rows[1] - self._first] for block in self._block]
-        if level == "weight":
-            matrix, *sources = (m.flatten()[first - row * width : last - row * width] for m in (matrix, *sources))
-        return Window(self._layer, level, first, matrix, (*sources, *self._extras(matrix, sources)), len(sources))
+        if self._block is None or not self._block.first <= row < self._block.last:
+            self._block = self._read(row)
+        return Window(self._block, level, first, min(last, self._block.last * width) - first)
 
-    def _extras(self, current: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
-        made = {"current": lambda: current, "average": lambda: plain_average(sources, len(sources))}
-        return [made[extra]() for extra in self._visitor.params.extras]
+    def _read(self, row: int) -> Block:
+        visitor = self._visitor
+        last = min(row + _BLOCK_ROWS, self._layer.neurons)
+        current = visitor.context.network.rows(self._layer, row, last).to(visitor.dtype)
+        sources = [self._rows(source, row, last) for source in visitor.context.sources]
+        return Block(self._layer, row, current, sources, visitor.params.extras)
 
-    def _read(self, row: int) -> None:
-        self._first = row - row % _BLOCK_ROWS
-        self._last = min(self._first + _BLOCK_ROWS, self._layer.neurons)
-        self._block = [self._rows(source) for source in self._visitor.context.sources]
-
-    def _rows(self, source: Source) -> Tensor:
-        return self._layer.matrix(lambda name: source.read_rows(name, self._first, self._last))
+    def _rows(self, source: Source, first: int, last: int) -> Tensor:
+        return self._layer.matrix(lambda name: source.read_rows(name, first, last))

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from cogram_core.methods.cogram.blockwise import BLOCK, decide_block
 from cogram_core.methods.cogram.decide import Thresholds
 from cogram_core.methods.cogram.exact import decide_in_order
@@ -58,7 +56,7 @@ class Windows:
 
     def _window(self, window: Window, thresholds: Thresholds | None) -> int:
         """Decides on a window's units up to the first that changes anything; gives how many those are."""
-        count = len(window.current)
+        count = window.count
         past = self._visitor.context.past.upcoming(count)
         blockwise = self._visitor.params.mode == "blockwise"
         ends = ("refined",) if blockwise else ("merged", "refined")
@@ -72,7 +70,7 @@ class Windows:
             decide = decide_block if blockwise else decide_in_order
             done, refined = decide(self._visitor, window, thresholds)
         changed = end is not None or done < count
-        self._size = max(_LEAST, 2 * done) if changed else min(2 * self._size, _MOST[self._level])
+        self._size = max(1, done) if changed else min(2 * self._size, _MOST[self._level])
         if refined:
             self._refine(window.place(done - 1)[0])
         return done
@@ -81,10 +79,8 @@ class Windows:
         """Takes recorded decisions over instead of taking them."""
         merged = [place for place, decision in enumerate(past) if decision.action == "merged"]
         if merged:
-            shares = [past[place].shares or () for place in merged]
-            steps = torch.tensor([past[place].step or 0.0 for place in merged], dtype=torch.float64)
-            values = window.stepped(merged, window.targets(merged, shares), steps)
-            candidates = window.trying(merged, values)
-            for place in range(len(merged)):
-                self._visitor.put(candidates, place, None)
+            targets = window.targets(merged, [past[place].shares or () for place in merged])
+            for place, target in zip(merged, targets, strict=True):
+                value = window.stepped([place], target[None], past[place].step or 0.0)
+                self._visitor.put(window.trying([place], value), 0, None)
         self._visitor.taken(len(past), past)
