@@ -159,6 +159,7 @@ class Run:
         def milestone(label: str) -> None:
             choice = Choice("stage", f"{info.method}: {label}", seq=self._recorder.count)
             heard.append(choice)
+            self._journal.flush()  # what follows may take long before it has a decision to write
             if self._recipe.guard.mode != "off":
                 jury.hear(choice)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cogram_core import fuse
 from tests.e2e.inputs import Inputs
 from tests.e2e.served import until
 
@@ -70,6 +71,20 @@ def test_every_problem_of_a_recipe_is_a_line_and_the_exit_code_is_2(small_inputs
         assert any("stages[0].method" in line and "fisher" in line for line in lines)
         assert any("sede" in line and "seed" in line for line in lines)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fusion_that_was_killed_is_gone_on_from(small_inputs: Inputs, tmp_path: Path) -> None:
+    recipe = small_inputs.recipe()
+    path = _written(small_inputs, recipe, tmp_path)
+    whole = fuse(path, tmp_path / "whole", journal=tmp_path / "journal")
+    left = tmp_path / ".out.0123456789ab.partial"
+    left.mkdir()
+    (tmp_path / "journal").rename(left / "trace.journal")
+    code, out, err = _run("fuse", path, "-o", tmp_path / "out")
+    assert (code, out.strip()) == (0, str(tmp_path / "out"))
+    assert f"resumed after {sum(whole.report['decisions'].values())} decisions" in err
+    assert not left.exists()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (whole.output / "model.safetensors").read_bytes()
 
 
 def test_what_is_missing_on_disk_is_told_without_a_traceback(small_inputs: Inputs, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cogram_core.checkpoints.atomic import atomic_folder
+from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.errors import OutputError
 
 
@@ -78,14 +78,66 @@ def test_a_parent_that_cannot_hold_it_is_an_error_of_ours(tmp_path: Path) -> Non
         pytest.fail("the block must not run")
 
 
+KILLED = (
+    "import os, signal, sys; from pathlib import Path; from cogram_core.checkpoints.atomic import atomic_folder\n"
+    "with atomic_folder(Path(sys.argv[1])) as partial:\n"
+    "    (partial / 'file').write_bytes(b'x')\n"
+    "    os.kill(os.getpid(), signal.SIGKILL)\n"
+)
+
+
 def test_a_process_killed_in_between_leaves_no_output(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from cogram_core.checkpoints.atomic import atomic_folder\n"
-        "with atomic_folder(Path(sys.argv[1])) as partial:\n"
-        "    (partial / 'file').write_bytes(b'x')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert all(path.name.startswith(".out.") for path in tmp_path.iterdir())
+    with abandoned_folders(tmp_path / "out") as left:
+        assert [(path / "file").read_bytes() for path in left] == [b"x"]
+        with abandoned_folders(tmp_path / "out") as taken:
+            assert taken == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def leftover(parent: Path, name: str) -> Path:
+    path = parent / name
+    path.mkdir(parents=True)
+    return path
+
+
+def test_only_what_was_this_outputs_is_found_abandoned(tmp_path: Path) -> None:
+    mine = leftover(tmp_path, ".out.0123456789ab.partial")
+    for name in (".out.b.0123456789ab.partial", ".out.short.partial", ".out.0123456789ab", ".o.0123456789ab.partial"):
+        leftover(tmp_path, name)
+    (tmp_path / ".out.aaaaaaaaaaaa.partial").write_bytes(b"a file")
+    (tmp_path / ".out.bbbbbbbbbbbb.partial").symlink_to(leftover(tmp_path, "precious"))
+    kept = len(list(tmp_path.iterdir())) - 1
+    with abandoned_folders(tmp_path / "out") as left:
+        assert left == (mine,)
+    assert not mine.exists()
+    assert len(list(tmp_path.iterdir())) == kept
+
+
+def test_a_folder_that_somebody_works_in_is_not_abandoned(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as partial, abandoned_folders(tmp_path / "out") as left:
+        assert left == ()
+        assert partial.is_dir()
+
+
+def test_abandoned_folders_stay_where_the_block_fails(tmp_path: Path) -> None:
+    mine = leftover(tmp_path, ".out.0123456789ab.partial")
+
+    def fail() -> None:
+        with abandoned_folders(tmp_path / "out"):
+            raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        fail()
+    with abandoned_folders(tmp_path / "out") as left:
+        assert left == (mine,)
+
+
+def test_names_that_mean_something_to_a_pattern_are_taken_as_they_are(tmp_path: Path) -> None:
+    leftover(tmp_path, ".ab.0123456789ab.partial")
+    mine = leftover(tmp_path, ".a[b].0123456789ab.partial")
+    with abandoned_folders(tmp_path / "a[b]") as left:
+        assert left == (mine,)

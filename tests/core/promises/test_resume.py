@@ -31,7 +31,22 @@ STAGES: dict[str, list[Any]] = {
     "layer": ["fisher", LAYER],
     "neuron": ["linear", "fisher", NEURON],
 }
+OTHERS: dict[str, list[Any]] = {
+    "thresholds": ["linear", {**NEURON, "refinement": "thresholds", "tau_min": 0.01, "tau_max": 0.2}],
+    "weight": ["linear", {**LAYER, "granularity": "weight", "max_sweeps": {"layer": 0, "neuron": 0, "weight": 1}}],
+    "blockwise": ["linear", {**NEURON, "mode": "blockwise"}],
+    "stopped": ["fisher", {**NEURON, "max_decisions": 20}],
+    "finetune": ["fisher", {"method": "finetune", "kickoff_epochs": 2, "epochs": 2}],
+    "diverging": ["linear", {"method": "finetune", "kickoff_epochs": 1, "epochs": 1, "lr": 1e3, "kickoff_scale": 1e6}],
+}
 BATCH_ROWS = 3
+UNCOMPARED: dict[str, Any] = {
+    "elapsed": 0.0,
+    "loss_before": None,
+    "loss_sources": None,
+    "spread": None,
+    "loss_after": None,
+}
 
 # Each order is an output and a moment: how many stop points the run passes before it is killed. Forks of a process that
 # has loaded torch and run nothing cost little.
@@ -90,6 +105,8 @@ class Undisturbed:
 
     def __init__(self, folder: Path, stages: list[Any]) -> None:
         data = {} if stages == ["linear"] else {"evaluation": points(90, 40), "holdout": points(91, 40)}
+        if any("finetune" in stage["method"] for stage in stages if isinstance(stage, dict)):
+            data["training"] = points(92, 40)
         guard = "best_on_holdout" if data else "off"
         self.document = recipe_document(folder / "in", specialists(6, 3), stages, **data, guard=guard, seed=17)
         self.journal = folder / "journal"
@@ -104,9 +121,9 @@ class Undisturbed:
     def assert_same(self, output: Path) -> None:
         """Another run ended as this one did, and left nothing else beside its output."""
         assert checkpoint_bytes(output) == self.bytes
-        assert [replace(one, elapsed=0.0) for one in decisions(output)] == [
-            replace(one, elapsed=0.0) for one in self.decisions
-        ]
+        found = decisions(output)
+        assert [replace(one, **UNCOMPARED) for one in found] == [replace(one, **UNCOMPARED) for one in self.decisions]
+        assert [losses(one) for one in found] == [pytest.approx(losses(one), rel=1e-12) for one in self.decisions]
         assert json.loads((output / "report.json").read_text())["verdict"] == self.fusion.report["verdict"]
         assert [name for name in entries(output.parent) if name.endswith(".partial")] == []
         assert "trace.journal" not in entries(output)
@@ -119,6 +136,12 @@ def decisions(output: Path) -> list[Decision]:
 @pytest.fixture(scope="module", params=list(STAGES))
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(tmp_path_factory.mktemp(request.param), STAGES[request.param])
+
+
+def losses(decision: Decision) -> list[float]:
+    """They may differ in their last digit: what a run keeps of its forward passes is not in the journal."""
+    known = (decision.loss_before, *(decision.loss_sources or ()), decision.loss_after)
+    return [loss for loss in known if loss is not None]
 
 
 def recorded(journal: Path) -> int:
@@ -160,9 +183,18 @@ def test_a_run_killed_again_and_again_gets_there_in_the_end(
 
 
 def test_a_journal_cut_at_any_byte_is_gone_on_from(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    goes_on_from_cuts(undisturbed, tmp_path, 4)
+
+
+@pytest.mark.parametrize("stages", OTHERS.values(), ids=list(OTHERS))
+def test_every_way_of_deciding_goes_on_from_its_journal(stages: list[Any], tmp_path: Path) -> None:
+    goes_on_from_cuts(Undisturbed(tmp_path / "run", stages), tmp_path, 3)
+
+
+def goes_on_from_cuts(undisturbed: Undisturbed, tmp_path: Path, cuts: int) -> None:
     raw = undisturbed.journal.read_bytes()
     draw = random.Random(len(raw))
-    for place, length in enumerate([len(raw), *draw.sample(range(len(raw)), 4)]):
+    for place, length in enumerate([len(raw), *draw.sample(range(len(raw)), cuts)]):
         output = tmp_path / str(place) / "out"
         journal = abandoned(output, raw[:length]) / "trace.journal"
         known = recorded(journal)

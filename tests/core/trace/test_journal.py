@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogram_core import trace
-from cogram_core.trace import Decision, Journal, Trace, read_journal
+from cogram_core.trace import (
+    Decision,
+    Journal,
+    Trace,
+    decisions_of,
+    journal_batches,
+    journal_identity,
+    read_journal,
+)
 from tests.core.trace.decisions import METADATA, decision, decisions
 
 WRITER = """
@@ -74,6 +83,32 @@ def test_a_tail_of_zeros_ends_the_journal_where_it_begins(tmp_path: Path) -> Non
         (tmp_path / "journal").write_bytes(raw[:kept].ljust(len(raw), b"\0"))
         assert rows(tmp_path / "journal")[:1] == [0]
         assert len(rows(tmp_path / "journal")) <= 2
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3))
+def test_a_damaged_journal_gives_true_decisions_or_none(tmp_path: Path, flips: list[tuple[int, int]]) -> None:
+    path = tmp_path / "journal"
+    if not path.exists():
+        journal = Journal(path, {"run": "this"})
+        for seq in range(12):
+            journal.append(decision(seq, payload=bytes([seq]) * seq))
+            if seq % 4 == 3:
+                journal.flush()
+        journal.close()
+    raw = bytearray(path.read_bytes())
+    for place, change in flips:
+        raw[place % len(raw)] ^= change
+    damaged = io.BytesIO(raw)
+    journal_identity(damaged)  # whatever it says, it says it without an error
+    found = [row for batch in journal_batches(damaged) for row in decisions_of(batch)]
+    assert found == [decision(seq, payload=bytes([seq]) * seq) for seq in range(len(found))]
+
+
+def test_a_journal_says_what_run_it_is_of(tmp_path: Path) -> None:
+    Journal(tmp_path / "journal", {"recipe": {"seed": 1}}).close()
+    with (tmp_path / "journal").open("rb") as file:
+        assert journal_identity(file) == {"recipe": {"seed": 1}}
 
 
 def test_a_killed_writers_complete_batches_are_kept(tmp_path: Path) -> None:
