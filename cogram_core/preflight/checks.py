@@ -25,6 +25,7 @@ from cogram_core.recipe.methods import catalogue
 _LISTED = 50
 _ELEMENTWISE = {"relu", "gelu", "silu", "tanh", "sigmoid", "dropout", "identity"}
 _MEANS = {"geometric", "arithmetic", "kmeans"}
+_GRADIENTS = 2**23  # elements that fisher holds at once
 # Trace rows and report beside the tensors, and what Python and torch take.
 _FIXED_MEMORY = 400 * 2**20
 _FIXED_DISK = 16 * 2**20
@@ -246,10 +247,11 @@ def _estimates(
     phases = sum(_phases(stage) for stage in recipe.stages)
     # Gradients, Adam's two means, and the network as it was before the phase; Fisher's statistics are gone by then.
     statistics = max(statistics, 4 * element if phases else 0)
-    # One example's gradients for every class, and their squares beside them.
-    gradients = 2 * element * (_last_features(layers or ()) or 1) * header.parameters if "fisher" in methods else 0
+    # One gradient or as many as fisher holds at once, and their squares beside them.
+    gradients = 2 * element * max(header.parameters, _GRADIENTS) if "fisher" in methods else 0
     used = {reference.value for reference in recipe.references() if reference.kind == "dataset"}
     data = sum(datasets[value].examples * math.prod(datasets[value].input_shape) for value in used) * element
+    outputs = max((_outputs(datasets[value], layers or ()) for value in used), default=0) * element
     largest = max((spec.elements for spec in header.tensors.values()), default=0)
     payload = 2 * (len(recipe.sources) - 1) * header.parameters if "fisher" in methods else 0
     payload += phases * element * header.parameters  # training leaves its values in the trace
@@ -258,10 +260,16 @@ def _estimates(
         memory_bytes=_FIXED_MEMORY
         + header.parameters * (2 * element + statistics)
         + gradients
-        + 2 * data
+        + 2 * (data + outputs)
         + 24 * largest,
         disk_bytes=_FIXED_DISK + out + 2 * payload,
     )
+
+
+def _outputs(facts: DatasetFacts, layers: tuple[AnyLayer, ...]) -> int:
+    """Numbers that the network gives for all examples, as far as that can be told."""
+    scores = 1 if facts.loss == "mean_squared_error" else _last_features(layers) or 1
+    return facts.examples * math.prod(facts.target_shape) * scores
 
 
 def _phases(stage: Stage) -> int:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from cogram_core import fuse_modules
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.methods import fisher as module_under_test
-from cogram_core.methods.fisher import exact_fisher_chunks
+from cogram_core.methods.fisher import fisher_chunks
 from cogram_core.mixing import unpack_shares
 from cogram_core.networks.network import Network
 from cogram_core.trace import Decision
-from tests.core.factories import conv_net, initialise, mlp, points
+from tests.core.factories import conv_net, initialise, mlp, points, random
 
 Build = Callable[[int], nn.Module]
 seeds = st.integers(0, 2**31)
@@ -45,7 +45,7 @@ def naive_fisher(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     module = trainable_copy(module).double()
     named = dict(module.named_parameters())
     total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
-    for example in inputs.double():
+    for example in inputs.double() if inputs.is_floating_point() else inputs:
         for label in range(int(module(example[None]).shape[1])):
             log_p = torch.log_softmax(module(example[None])[0], dim=0)
             gradients = torch.autograd.grad(log_p[label], list(named.values()))
@@ -58,10 +58,11 @@ def trainable_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(True)
 
 
-def engine_fisher(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+def engine_fisher(module: nn.Module, inputs: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
     network = Network(trainable_copy(module), inputs[:1])
     total: dict[str, Tensor] = {}
-    for chunk in exact_fisher_chunks(network, Dataset(inputs, torch.zeros(len(inputs), dtype=torch.int64))):
+    classes = torch.zeros(len(inputs), dtype=torch.int64)  # which take no part
+    for chunk in fisher_chunks(network, Dataset(inputs, classes if targets is None else targets)):
         for name, value in chunk.items():
             total[name] = total.get(name, torch.zeros(())) + value
     return {name: value / len(inputs) for name, value in total.items()}
@@ -82,6 +83,100 @@ def test_it_is_the_exact_diagonal_fisher_of_every_example_and_class(build: Build
         assert torch.allclose(single[name], value, rtol=1e-5, atol=1e-5 * float(value.max())), name
 
 
+class Attending(nn.Module):
+    """Token scores, or with ``pooled`` class scores, by attention written with torch's own function."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.tokens, self.mix, self.norm = nn.Embedding(7, 6), nn.Linear(6, 18), nn.LayerNorm(6)
+        self.head, self.pooled = nn.Linear(6, 4 if pooled else 7), pooled
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = self.tokens(ids)
+        parts = (part.unflatten(-1, (2, 3)).transpose(1, 2) for part in self.mix(self.norm(found)).chunk(3, -1))
+        attended = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        found = found + attended.transpose(1, 2).flatten(2)
+        scores: Tensor = self.head(found.mean(1) if self.pooled else found)
+        return scores
+
+
+class Encoding(nn.Module):
+    """Class scores by torch's own encoder layer, which takes another way where nothing needs a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(7, 6)
+        self.encoder = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.encoder(self.tokens(ids)).mean(1))
+        return scores
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    assert found.keys() == expected.keys()
+    return all(torch.allclose(found[name], value, rtol=1e-8, atol=1e-15) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("elements", [1, 700, 2**23])
+@pytest.mark.parametrize("build", [lambda: Attending(True), Encoding])
+def test_attention_gives_the_exact_fisher_too(
+    build: Callable[[], nn.Module], elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
+    module, ids = initialise(build(), 3).double(), torch.randint(0, 7, (5, 6), generator=random(0))
+    assert close(engine_fisher(module, ids), naive_fisher(module, ids))
+
+
+@pytest.mark.parametrize("elements", [1, 300, 2**23])
+@pytest.mark.parametrize("shape", [(4,), (2, 2), ()])
+def test_the_fisher_of_values_is_the_sum_of_squared_gradients_of_the_outputs(
+    elements: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
+    last = nn.Flatten(0) if shape == () else nn.Unflatten(1, shape)
+    module = nn.Sequential(mlp(2, (6, 5, 4 if shape else 1)), last).double()
+    inputs, values = points(2, 6)[0].double(), torch.zeros(6, *shape, dtype=torch.float64)
+    trainable = trainable_copy(module)
+    named = dict(trainable.named_parameters())
+    expected = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+    for example in inputs:
+        for place in range(4 if shape else 1):
+            output = trainable(example[None]).flatten()[place]
+            for name, gradient in zip(named, torch.autograd.grad(output, list(named.values())), strict=True):
+                expected[name] += gradient**2 / len(inputs)
+    assert close(engine_fisher(module, inputs, values), expected)
+
+
+@pytest.mark.parametrize("elements", [1, 2**23])
+def test_the_fisher_of_token_data_squares_the_gradient_of_each_sequence(
+    elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
+    module, ids = initialise(Attending(False), 4).double(), torch.randint(0, 7, (5, 6), generator=random(1))
+    labels = torch.where(torch.rand(5, 6, generator=random(2)) < 0.4, -100, ids)
+    labels[:, 3] = ids[:, 3]
+    trainable = trainable_copy(module)
+    named = dict(trainable.named_parameters())
+    expected = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+    for sentence, label in zip(ids, labels.tolist(), strict=True):
+        log_p = torch.log_softmax(trainable(sentence[None])[0], dim=-1)
+        likelihood = sum(log_p[at - 1, label[at]] for at in range(1, 6) if label[at] != -100)
+        gradients = torch.autograd.grad(likelihood, list(named.values()))
+        for name, gradient in zip(named, gradients, strict=True):
+            expected[name] += gradient**2 / len(ids)
+    assert close(engine_fisher(module, ids, labels), expected)
+
+
+def test_the_trace_says_what_kind_of_fisher_it_was() -> None:
+    ids = torch.randint(0, 7, (6, 5), generator=random(0))
+    _, decisions = merged([initialise(Attending(False), seed) for seed in (0, 1)], (ids, ids))
+    assert {decision.reason for decision in decisions} == {
+        "shares by Fisher information (empirical, a squared gradient a sequence)"
+    }
+
+
 def test_gradients_of_different_examples_never_cancel() -> None:
     module = nn.Linear(2, 2)
     with torch.no_grad():
@@ -97,7 +192,7 @@ def test_gradients_of_different_examples_never_cancel() -> None:
 def test_the_size_of_chunks_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     module, (inputs, _) = mlp(1), points(1, 20)
     whole = engine_fisher(module, inputs)
-    monkeypatch.setattr(module_under_test, "_JACOBIAN_ELEMENTS", elements)
+    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
     for name, value in engine_fisher(module, inputs).items():
         assert torch.allclose(value, whole[name], rtol=1e-5, atol=1e-12)
 
