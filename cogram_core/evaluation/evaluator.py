@@ -36,14 +36,14 @@ class Candidates:
     """K changes of one layer, each of one neuron or of one weight, each to be tried by itself.
 
     ``rows`` is int64 (K,), on the host. At neuron level ``columns`` is None and ``values`` (K, width) has whole neurons; at
-    weight level ``columns`` is int64 (K,) and ``values`` (K,) has single numbers. ``picks``, int64 (K,), says which of the
-    ``pool`` the values are, where they come from one.
+    weight level ``columns`` is int64 (K,) and ``values`` (K,) has single numbers. Neurons that come from a ``pool`` have
+    ``picks``, int64 (K,), which of the pool's they are, instead of values.
     """
 
     layer: Layer
     rows: Tensor
     columns: Tensor | None
-    values: Tensor
+    values: Tensor | None
     pool: Pool | None = None
     picks: Tensor | None = None
 
@@ -56,14 +56,26 @@ class Candidates:
             return self
         columns = None if self.columns is None else self.columns[first:last]
         picks = None if self.picks is None else self.picks[first:last]
-        return Candidates(self.layer, self.rows[first:last], columns, self.values[first:last], self.pool, picks)
+        values = None if self.values is None else self.values[first:last]
+        return Candidates(self.layer, self.rows[first:last], columns, values, self.pool, picks)
+
+    @property
+    def numbers(self) -> Tensor:
+        """The values, from wherever they come."""
+        if self.values is not None:
+            return self.values
+        assert self.pool is not None
+        assert self.picks is not None
+        return self.pool.values[self.picks]
 
     def whole_rows(self, network: Network) -> Tensor:
         """The neurons as they would be, (K, width), in the network's dtype."""
         if self.columns is None:
-            return self.values.to(network.dtype)
+            return self.numbers.to(network.dtype)
         rows = torch.cat([network.rows(self.layer, row, row + 1) for row in self.rows.tolist()])
-        rows[torch.arange(len(rows), device=rows.device), self.columns.to(rows.device)] = self.values.to(rows.dtype)
+        rows[torch.arange(len(rows), device=rows.device), self.columns.to(rows.device)] = self.numbers.to(
+            rows.device, rows.dtype
+        )
         return rows
 
 

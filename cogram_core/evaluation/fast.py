@@ -14,6 +14,7 @@ one by one through the same operations as in a full pass, so that losses are the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -93,7 +94,7 @@ class FastEvaluator:
         means = found.mean(dim=1) if weights is None else (found * weights).sum(dim=1) / weights.sum()
         self._last = candidates, found
         # The one moment at which the host waits for the device: the decisions on all candidates are due.
-        return torch.where(means.isfinite(), means, torch.inf).tolist()
+        return [mean if math.isfinite(mean) else math.inf for mean in means.tolist()]
 
     def moving(self, candidates: Candidates, place: int) -> None:
         """See ``Evaluator.moving``."""
@@ -106,8 +107,8 @@ class FastEvaluator:
             losses = self._last[1][place]
         else:
             losses = self._candidate_losses(candidates.part(place, place + 1))[0]
-        for probe, part in zip(self._probes, torch.split(losses, BATCH), strict=True):
-            probe.move(candidates, place, part)
+        for at, probe in enumerate(self._probes):
+            probe.move(candidates, place, losses[at * BATCH : (at + 1) * BATCH])
         self._last = None
 
     def changed(self, layer: Layer) -> None:
@@ -127,7 +128,7 @@ class FastEvaluator:
             for first in range(0, len(candidates), step):
                 stop_point()
                 found.append(probe.losses(candidates.part(first, first + step), self._dataset.loss, targets))
-            parts.append(torch.cat(found))
+            parts.append(torch.cat(found) if len(found) > 1 else found[0])
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _one_by_one(self, candidates: Candidates) -> list[float]:

@@ -21,6 +21,7 @@ __all__ = [
 ]
 # Output elements taken at once: 2²² float64 are 32 MiB a temporary, whatever the vocabulary and the number of examples.
 _ELEMENTS = 2**22
+_LINEAR = 40.0
 
 
 def example_losses(kind: LossKind, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -40,6 +41,8 @@ def example_losses(kind: LossKind, outputs: Tensor, targets: Tensor) -> Tensor:
         float64, shape (N,); NaN where a number that counts is NaN, infinity where a target has no probability.
     """
     step = max(1, _ELEMENTS // max(1, outputs[:1].numel()))
+    if step >= len(outputs):
+        return _LOSSES[kind](outputs, targets)
     parts = zip(torch.split(outputs, step), torch.split(targets, step), strict=True)
     return torch.cat([_LOSSES[kind](output, target) for output, target in parts])
 
@@ -70,13 +73,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         float64, shape (N,); infinity where the target has no probability, NaN where a logit is NaN.
     """
     wide = logits.double()
-    differences = wide - wide.gather(1, targets[:, None])  # (N, C)
-    others = differences.scatter(1, targets[:, None], -torch.inf)
-    peak = others.amax(dim=1).clamp(min=0.0, max=torch.finfo(torch.float64).max)  # (N,)
-    # Finite, so that an infinite difference gives infinity and not infinity less infinity.
-    # exp(−peak) is the target's own term; with peak = 0 the sum is log1p of the others, without loss of digits.
-    rest = torch.exp(others - peak[:, None]).sum(dim=1)
-    return peak + torch.log1p(rest + torch.expm1(-peak))
+    places = targets[:, None]
+    others = (wide - wide.gather(1, places)).scatter_(1, places, -torch.inf)
+    # log(1 + exp x); linear from where 1 is below the last digit of exp x.
+    return torch.nn.functional.softplus(torch.logsumexp(others, dim=1), threshold=_LINEAR)
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -27,8 +27,6 @@ from cogram_core.networks.network import Network
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LOOK_AHEAD = 3
-# Bytes of outputs below which picking out the examples that change takes longer than running them all.
-_WORTH_PICKING = 2**17
 # Bytes of channels that are worked out before they are asked for.
 _POOLED_BYTES = 2**25
 # Bytes of the widest tensor of a batch. On a CPU more than the cache holds was measured to be slower; a GPU wants more.
@@ -176,7 +174,7 @@ class _Columns:
             inner = columns <= last
             present = torch.where(inner, present, biases[0][rows])
             moved = torch.where(inner.reshape(shape), moved, 1.0)
-        change = (candidates.values.to(device, weight.dtype) - present).reshape(shape)
+        change = (candidates.numbers.to(device, weight.dtype) - present).reshape(shape)
         return torch.addcmul(self.current.index_select(0, rows), change, moved)
 
 
@@ -227,7 +225,10 @@ class _OwnOutput(_OnRest):
 
 
 class _RankOne(_OnRest):
-    """Runs the rest on the following linear layer's changed output: Z + δ ⊗ V_j."""
+    """Runs the rest on the following linear layer's changed output: Z + δ ⊗ V_j.
+
+    Here all examples run: choosing those that change was measured to take longer than it saves, unless nearly none do.
+    """
 
     def __init__(
         self, columns: _Columns, rest: Rest, function: str, weight: Tensor, output: Tensor, base: Tensor
@@ -238,8 +239,9 @@ class _RankOne(_OnRest):
         self._weight = weight  # Vᵀ, (in, out)
         self._output = output  # Z, (N, ..., out)
         self._arriving = self._function(columns.current)  # what Z is made of, (in, N, ...)
-        self._picks = output.device.type == "cpu" and output.nbytes > _WORTH_PICKING
-        self._space = torch.empty(0, *output.shape[1:], dtype=output.dtype, device=output.device)
+        self._examples = torch.arange(len(output), device=output.device)
+        # New memory for every batch would have to be cleared by the system first.
+        self._space = torch.empty(0, *output.shape, dtype=output.dtype, device=output.device)
 
     def at_once(self) -> int:
         """See ``Probe.at_once``."""
@@ -247,31 +249,14 @@ class _RankOne(_OnRest):
 
     def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
         """See ``Probe.losses``."""
-        rows = candidates.rows.to(self._arriving.device)
-        change = self._function(self._columns.of(candidates)) - self._arriving.index_select(0, rows)  # (K, N, ...)
-        return (self._of_changed if self._picks else self._of_all)(rows, change, kind, targets)
-
-    def _of_all(self, rows: Tensor, change: Tensor, kind: LossKind, targets: Tensor) -> Tensor:
-        """Runs every example for every candidate: on a GPU, or where choosing would cost more than it saves."""
-        count, examples = change.shape[:2]
-        weight = self._weight.index_select(0, rows).reshape(count, *(1,) * (change.ndim - 1), -1)
-        output = torch.addcmul(self._output, change.unsqueeze(-1), weight).flatten(0, 1)
-        places = torch.arange(examples, device=output.device).repeat(count)
-        return example_losses(
-            kind, self._rest.run(output, places), targets.repeat(count, *(1,) * (targets.ndim - 1))
-        ).view(count, -1)
-
-    def _of_changed(self, rows: Tensor, change: Tensor, kind: LossKind, targets: Tensor) -> Tensor:
-        which, examples = _changed(change)
-        counts = torch.bincount(which, minlength=len(rows)).tolist()
-        if len(self._space) < len(which):
-            self._space = torch.empty(len(which), *self._output.shape[1:], dtype=self._output.dtype)
-        output = torch.index_select(self._output, 0, examples, out=self._space[: len(which)])
-        moved = change[which, examples].unsqueeze(-1)
-        parts = zip(torch.split(output, counts), torch.split(moved, counts), rows.tolist(), strict=True)
-        for part, by, row in parts:
-            part.addcmul_(by, self._weight[row])
-        return self._filled(len(rows), which, examples, output, kind, targets)
+        count, rows = len(candidates), candidates.rows.to(self._arriving.device)
+        change = self._function(self._columns.of(candidates)).sub_(self._arriving.index_select(0, rows))  # (K, N, ...)
+        weight = self._weight.index_select(0, rows).view(count, *(1,) * (change.ndim - 1), -1)
+        if len(self._space) < count:
+            self._space = torch.empty(count, *self._output.shape, dtype=self._output.dtype, device=weight.device)
+        output = torch.addcmul(self._output, change.unsqueeze(-1), weight, out=self._space[:count]).flatten(0, 1)
+        found = self._rest.run(output, self._examples.repeat(count))
+        return example_losses(kind, found, targets.repeat(count, *(1,) * (targets.ndim - 1))).view(count, -1)
 
     def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
         """See ``Probe.move``."""

@@ -84,7 +84,7 @@ class Network:
     def assign_row(self, layer: Layer, row: int, value: Tensor) -> None:
         """Replaces a neuron in place; value has shape (width,)."""
         for name, part in layer.split(value[None]).items():
-            self.tensor(name)[row] = part[0]
+            self.tensor(name)[row].copy_(part[0])
 
     def assign_weight(self, layer: Layer, row: int, column: int, value: Tensor) -> None:
         """Replaces a single weight in place; value has no dimension."""

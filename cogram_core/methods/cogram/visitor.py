@@ -120,7 +120,7 @@ class Visitor:
             if evaluator is not None:
                 evaluator.moving(candidates, place)
         network, layer = self.context.network, candidates.layer
-        row, value = int(candidates.rows[place]), candidates.values[place].to(network.dtype)
+        row, value = int(candidates.rows[place]), candidates.numbers[place].to(network.dtype)
         if candidates.columns is None:
             network.assign_row(layer, row, value)
         else:

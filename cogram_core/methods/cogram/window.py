@@ -103,9 +103,7 @@ class Window:
             return self._placed((at + self.first).repeat(count), values)
         rows = len(block.current)
         picks = (torch.arange(count)[:, None] * rows + (at + self.offset)).flatten()
-        return Candidates(
-            self.layer, (at + self.first).repeat(count), None, block.pool.values[picks], block.pool, picks
-        )
+        return Candidates(self.layer, (at + self.first).repeat(count), None, None, block.pool, picks)
 
     def trying(self, units: Sequence[int], values: Tensor) -> Candidates:
         """Values for some of the units, as what an evaluator takes; units may come more than once."""
