@@ -147,7 +147,7 @@ def _loss(module: nn.Module, leaves: Mapping[str, Tensor], batch: Dataset) -> Te
             return nn.functional.cross_entropy(outputs, batch.targets)
         case "mean_squared_error":
             values = batch.targets.to(outputs.dtype)
-            return nn.functional.mse_loss(outputs.flatten(1), values.reshape(len(values), -1))
+            return nn.functional.mse_loss(outputs.reshape(len(values), -1), values.reshape(len(values), -1))
         case "causal_lm":
             logits, following = outputs[:, :-1].flatten(0, 1), batch.targets[:, 1:].flatten()
             return nn.functional.cross_entropy(logits, following, ignore_index=IGNORED)

@@ -187,6 +187,33 @@ def test_integers_that_a_network_computes_with_are_numbers() -> None:
         assert all(torch.equal(t, other.module.state_dict()[name]) for name, t in found[0].module.state_dict().items())
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_value_an_example_may_stand_with_or_without_a_dimension_of_its_own(flat: bool) -> None:
+    def build(seed: int) -> nn.Module:
+        last = [nn.Flatten(0)] if flat else []
+        return initialise(nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1), *last), seed)
+
+    training = {"method": "finetune", "kickoff_epochs": 0, "epochs": 1}
+    made = []
+    for shape in ((24,), (24, 1)):
+        data = {part: (points(seed, 24)[0], torch.randn(24, generator=random(seed)).reshape(shape))
+                for seed, part in enumerate(("evaluation", "holdout", "training"))}  # fmt: skip
+        made.append(cogram_core.fuse_modules([build(0), build(1)], stages=["fisher", "cogram", training], data=data))
+    one, other = (fused.module.state_dict() for fused in made)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_decisions_and_verdict_may_be_taken_on_data_of_two_kinds() -> None:
+    inputs, classes = points(0, 24)
+    data = {"evaluation": (inputs, classes), "holdout": data_of("values", 1)}
+    verdict = cogram_core.fuse_modules([mlp(0), mlp(1)], stages="linear", data=data).trace.metadata["verdict"]
+    for place, entry in enumerate(verdict["candidates"][:2]):
+        assert entry["holdout"]["accuracy"] is None
+        assert entry["evaluation"]["accuracy"] is not None
+        for part in ("evaluation", "holdout"):
+            assert entry[part]["loss"] == pytest.approx(naive_loss(mlp(place), data[part]), rel=1e-5)
+
+
 class Looking(nn.Module):
     """Looks tokens up without a module for it."""
 
