@@ -227,7 +227,7 @@ def _shaken(value: LayerValue) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
     shaken = {}
     for name, tensor in value.items():
-        noise = torch.randn(tensor.shape, generator=random, dtype=torch.float64).to(tensor.device, tensor.dtype)
+        noise = torch.rand(tensor.shape, generator=random).to(tensor.device, tensor.dtype)
         scale = tensor.abs().mean() if tensor.numel() else tensor.sum()
-        shaken[name] = tensor + noise.abs() * (scale + 0.1)
+        shaken[name] = torch.addcmul(tensor, noise, scale + 0.1)
     return shaken

@@ -75,7 +75,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     wide = logits.double()
     places = targets[:, None]
     others = (wide - wide.gather(1, places)).scatter_(1, places, -torch.inf)
-    # log(1 + exp x); linear from where 1 is below the last digit of exp x.
+    if others.device.type != "cpu":  # the quicker way below would make the host wait
+        return _log_one_plus(others)
+    losses = others.exp().sum(dim=1).log1p_()
+    overflown = losses == torch.inf
+    return torch.where(overflown, _log_one_plus(others), losses) if bool(overflown.any()) else losses
+
+
+def _log_one_plus(others: Tensor) -> Tensor:
+    """log(1 + Σ exp x) over the last dimension, whatever the size of x."""
+    # Linear from where 1 is below the last digit of the sum.
     return torch.nn.functional.softplus(torch.logsumexp(others, dim=1), threshold=_LINEAR)
 
 

@@ -30,7 +30,7 @@ _LOOK_AHEAD = 3
 # Bytes of channels that are worked out before they are asked for.
 _POOLED_BYTES = 2**25
 # Bytes of the widest tensor of a batch. On a CPU more than the cache holds was measured to be slower; a GPU wants more.
-_BATCH_BYTES = {"cpu": 2**22, "cuda": 2**27}
+_BATCH_BYTES = {"cpu": 2**24, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class _RankOne(_OnRest):
         self._weight = weight  # Vᵀ, (in, out)
         self._output = output  # Z, (N, ..., out)
         self._arriving = self._function(columns.current)  # what Z is made of, (in, N, ...)
-        self._examples = torch.arange(len(output), device=output.device)
+        self._examples = self._targets = torch.empty(0)
         # New memory for every batch would have to be cleared by the system first.
         self._space = torch.empty(0, *output.shape, dtype=output.dtype, device=output.device)
 
@@ -255,8 +255,16 @@ class _RankOne(_OnRest):
         if len(self._space) < count:
             self._space = torch.empty(count, *self._output.shape, dtype=self._output.dtype, device=weight.device)
         output = torch.addcmul(self._output, change.unsqueeze(-1), weight, out=self._space[:count]).flatten(0, 1)
-        found = self._rest.run(output, self._examples.repeat(count))
-        return example_losses(kind, found, targets.repeat(count, *(1,) * (targets.ndim - 1))).view(count, -1)
+        examples, repeated = self._all(count, targets)
+        return example_losses(kind, self._rest.run(output, examples), repeated).view(count, -1)
+
+    def _all(self, count: int, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Every example for each of so many candidates, and their targets."""
+        size = count * len(targets)
+        if len(self._examples) < size:
+            self._examples = torch.arange(len(targets), device=targets.device).repeat(count)
+            self._targets = targets.repeat(count, *(1,) * (targets.ndim - 1))
+        return self._examples[:size], self._targets[:size]
 
     def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
         """See ``Probe.move``."""
