@@ -20,7 +20,7 @@ from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
 from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem, RecipeError
 from cogram_core.evaluation.datasets import Dataset, check_outputs, make_dataset, read_dataset
-from cogram_core.evaluation.prototypes import kind_for
+from cogram_core.evaluation.prototypes import PrototypeParams, decide
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
 from cogram_core.networks.tokens import Tokens, tokens_of
@@ -257,15 +257,15 @@ def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
 
 
 def _with_prototypes(recipe: Recipe, evaluation: Dataset | None) -> Recipe:
-    """The recipe with the kind of prototypes that the data asks for where it was left open."""
+    """The recipe with the prototypes that the data asks for where it was left open."""
     if evaluation is None:
         return recipe
     stages = []
     for stage in recipe.stages:
         given = stage.parameters.get("prototypes")
         if isinstance(given, Mapping):
-            decided = {**given, "kind": kind_for(given["kind"], evaluation.holds_tokens)}
-            stage = stage.model_copy(update={"parameters": {**stage.parameters, "prototypes": decided}})
+            decided = decide(PrototypeParams.model_validate(given), evaluation.holds_tokens)
+            stage = stage.model_copy(update={"parameters": {**stage.parameters, "prototypes": decided.model_dump()}})
         stages.append(stage)
     return recipe.model_copy(update={"stages": tuple(stages)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from cogram_core.stopping import stop_point
 Kind = Literal["geometric", "arithmetic", "kmeans", "medoid", "examples", "all"]
 _TINY = 1e-8  # keeps the logarithm of a feature that is zero finite; the paper's value
 _ITERATIONS = 50
+_PER_CLASS = 16
 _AT_ONCE = 5
 _DISTANCES = 2**20  # held at once, and between two looks at whether to stop
 
@@ -35,22 +36,25 @@ class PrototypeParams(BaseModel):
         "auto",
         description="what stands for a group: geometric (the paper's) or arithmetic mean; kmeans, the centroid, which is "
         "the arithmetic mean by its other name; medoid, the example with the least summed distance; examples: drawn from "
-        "each class, not grouped; all: every example; auto: geometric, but examples for token data, for tokens have no mean",
+        "each class, not grouped; all: every example; auto: all, but where per_class is given, geometric, and for token "
+        "data, for tokens have no mean, examples",
     )
-    per_class: int = Field(
-        16,
-        ge=1,
-        le=4096,
+    per_class: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None,
         description="groups a class, made by k-means; fewer if examples are few; data without classes (values, labels of "
-        "tokens) is one class",
+        "tokens) is one class; null: 16 for a kind that needs a number",
     )
     weighted: bool = Field(False, description="each prototype counts as many examples as its group has")
 
 
-def kind_for(kind: str, tokens: bool) -> Kind:
-    """What ``auto`` stands for; any other kind is what it says."""
-    known: Kind = ("examples" if tokens else "geometric") if kind == "auto" else kind  # type: ignore[assignment]
-    return known
+def decide(params: PrototypeParams, tokens: bool) -> PrototypeParams:
+    """``params`` with what was left open decided: no ``auto``, and a number for every kind but ``all``."""
+    kind, count = params.kind, params.per_class
+    if kind == "auto" and count is None:
+        kind = "all"
+    elif kind == "auto":
+        kind = "examples" if tokens else "geometric"
+    return params.model_copy(update={"kind": kind, "per_class": None if kind == "all" else count or _PER_CLASS})
 
 
 def make_prototypes(
@@ -70,10 +74,11 @@ def make_prototypes(
         network: needed for medoids of token data.
 
     Returns:
-        At most classes × per_class examples; ``weights`` where asked for, times the dataset's own where it has some.
+        Every example, or at most classes × per_class; ``weights`` where asked for, times the dataset's own if it has any.
     """
-    kind = kind_for(params.kind, dataset.holds_tokens)
-    if kind == "all":
+    decided = decide(params, dataset.holds_tokens)
+    kind, count = decided.kind, decided.per_class
+    if count is None:
         return dataset
     classes = np.zeros(len(dataset), dtype=np.int64)
     if dataset.loss == "cross_entropy":
@@ -81,14 +86,14 @@ def make_prototypes(
     drawn = {int(label): np.flatnonzero(classes == label) for label in np.unique(classes)}
     randoms = {label: generator(seed, stage, "prototypes", label) for label in drawn}
     if kind == "examples":
-        chosen = {label: _draw(members, params.per_class, randoms[label]) for label, members in drawn.items()}
+        chosen = {label: _draw(members, count, randoms[label]) for label, members in drawn.items()}
         shares = [len(drawn[label]) / len(places) for label, places in chosen.items() for _ in places]
         return _taken(dataset, np.concatenate(list(chosen.values())), shares if params.weighted else None)
     points = _points(dataset, network)
     groups: list[NDArray[np.int64]] = []
     for label, members in drawn.items():
         stop_point()
-        groups += [members[group] for group in _groups(points[members], params.per_class, randoms[label])]
+        groups += [members[group] for group in _groups(points[members], count, randoms[label])]
     sizes = [float(len(group)) for group in groups] if params.weighted else None
     if kind == "medoid":
         return _taken(dataset, np.array([group[_medoid(points[group])] for group in groups]), sizes)

@@ -24,7 +24,7 @@ class LevelSteepness(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: _Steepness = 5.5
-    neuron: _Steepness = 1.0
+    neuron: _Steepness = 3.0
     weight: _Steepness = 1.0
 
 
@@ -34,7 +34,7 @@ class LevelSweeps(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: _Sweeps = 5
-    neuron: _Sweeps = 2
+    neuron: _Sweeps = 4
     weight: _Sweeps = 1
 
 
@@ -62,7 +62,7 @@ class Params(MethodParams):
         None,
         description="paper: the most literal reading of the paper wherever nothing else is given, and no guard",
     )
-    granularity: Level = Field("layer", description="finest level allowed")
+    granularity: Level = Field("neuron", description="finest level allowed")
     steepness: LevelSteepness | _Steepness = Field(
         LevelSteepness(), description="λ, hardness of the mix; large is winner-take-all; one number for every level"
     )
@@ -129,9 +129,8 @@ class Params(MethodParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("preset") not in cls.presets:
-            return values
-        return {**cls.presets[values["preset"]], **values}
+        preset = values.get("preset") if isinstance(values, Mapping) else None
+        return {**cls.presets[preset], **values} if isinstance(preset, str) and preset in cls.presets else values
 
     @property
     def finest(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cogram_core.evaluation import prototypes as module_under_test
 from cogram_core.evaluation.datasets import Dataset
-from cogram_core.evaluation.prototypes import PrototypeParams, kind_for, make_prototypes
+from cogram_core.evaluation.prototypes import PrototypeParams, decide, make_prototypes
 from cogram_core.networks.network import Network
 from tests.core.factories import initialise, points, random
 from tests.core.methods.naive_prototypes import naive_prototypes
@@ -311,8 +311,16 @@ def test_classes_of_token_data_have_medoids_of_their_own() -> None:
 
 
 def test_what_is_left_open_is_decided_by_the_data() -> None:
-    assert kind_for("auto", tokens=False) == "geometric"
-    assert kind_for("auto", tokens=True) == "examples"
-    assert kind_for("medoid", tokens=True) == "medoid"
+    for params, tokens, kind, count in (
+        (PrototypeParams(), False, "all", None),
+        (PrototypeParams(), True, "all", None),
+        (PrototypeParams(per_class=3), False, "geometric", 3),
+        (PrototypeParams(per_class=3), True, "examples", 3),
+        (PrototypeParams(kind="medoid"), True, "medoid", 16),
+    ):
+        decided = decide(params, tokens)
+        assert (decided.kind, decided.per_class) == (kind, count)
+        assert decide(decided, tokens) == decided
     dataset = data(4)
-    assert torch.equal(make(dataset).inputs, make(dataset, kind="geometric").inputs)
+    assert make(dataset, per_class=None).equals(dataset)
+    assert torch.equal(make(dataset, per_class=2).inputs, make(dataset, kind="geometric", per_class=2).inputs)

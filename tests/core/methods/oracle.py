@@ -32,13 +32,13 @@ class Visit:
 
 
 DEFAULTS: dict[str, Any] = {
-    "granularity": "layer",
-    "steepness": {"layer": 5.5, "neuron": 1.0},
+    "granularity": "neuron",
+    "steepness": {"layer": 5.5, "neuron": 3.0},
     "steepness_scale": "units",
     "refinement": "passes",
     "tau_min": 0.0,
     "tau_max": None,
-    "max_sweeps": {"layer": 5, "neuron": 2},
+    "max_sweeps": {"layer": 5, "neuron": 4},
     "min_gain": 1e-4,
     "rollback": "all",
     "step": "backtrack",
@@ -58,12 +58,14 @@ class Oracle:
         params: Mapping[str, Any],
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.network = copy.deepcopy(start).eval()
+        self.params = {**DEFAULTS, **params}
+        # Decisions below layer level are taken on float64 passes; the units' values stay in their own dtype.
+        self.dtype = torch.float32 if self.params["granularity"] == "layer" else torch.float64
+        self.network = copy.deepcopy(start).eval().to(self.dtype)
         self.state = floats(start)
         self.sources = [floats(source) for source in sources]
-        self.inputs, self.targets = data
+        self.inputs, self.targets = data[0].to(self.dtype), data[1]
         self.weights = np.ones(len(self.targets)) if weights is None else np.array(weights)
-        self.params = {**DEFAULTS, **params}
         self.layers = [
             (
                 name,

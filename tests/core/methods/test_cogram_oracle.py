@@ -23,22 +23,28 @@ Build = Callable[[int], nn.Sequential]
 ALL = {"prototypes": {"kind": "all"}}
 
 CASES: dict[str, dict[str, Any]] = {
-    "layer": {**ALL},
+    "layer": {**ALL, "granularity": "layer"},
     "neuron passes": {**ALL, "granularity": "neuron"},
     "neuron thresholds": {**ALL, "granularity": "neuron", "refinement": "thresholds", "tau_min": 0.01, "tau_max": 0.1},
-    "thresholds without neurons": {**ALL, "refinement": "thresholds", "tau_min": 0.05, "tau_max": 0.2},
+    "thresholds without neurons": {
+        **ALL,
+        "granularity": "layer",
+        "refinement": "thresholds",
+        "tau_min": 0.05,
+        "tau_max": 0.2,
+    },
     "thresholds that refine all": {**ALL, "granularity": "neuron", "refinement": "thresholds", "tau_min": 50.0},
     "rollback of the fine levels": {**ALL, "granularity": "neuron", "rollback": "fine"},
     "full steps": {**ALL, "granularity": "neuron", "step": "full"},
-    "many halvings": {**ALL, "max_backtracks": 5},
-    "no halving": {**ALL, "max_backtracks": 0},
+    "many halvings": {**ALL, "granularity": "layer", "max_backtracks": 5},
+    "no halving": {**ALL, "granularity": "layer", "max_backtracks": 0},
     "flat steepness": {**ALL, "granularity": "neuron", "steepness": 5.5, "steepness_scale": "flat"},
     "steep": {**ALL, "granularity": "neuron", "steepness": {"layer": 60.0, "neuron": 8.0}},
     "equal shares": {**ALL, "granularity": "neuron", "steepness": 0.0},
     "few sweeps": {**ALL, "granularity": "neuron", "max_sweeps": {"layer": 1, "neuron": 1}},
-    "to the last gain": {**ALL, "min_gain": 0.0, "max_sweeps": {"layer": 9, "neuron": 0}},
-    "a large tolerance": {**ALL, "tolerance": 0.02},
-    "geometric": {"prototypes": {"kind": "geometric", "per_class": 1}},
+    "to the last gain": {**ALL, "granularity": "layer", "min_gain": 0.0, "max_sweeps": {"layer": 9, "neuron": 0}},
+    "a large tolerance": {**ALL, "granularity": "layer", "tolerance": 0.02},
+    "geometric": {"prototypes": {"kind": "geometric", "per_class": 1}, "granularity": "layer"},
     "arithmetic": {"prototypes": {"kind": "arithmetic", "per_class": 1, "weighted": True}, "granularity": "neuron"},
 }
 
