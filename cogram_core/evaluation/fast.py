@@ -32,6 +32,7 @@ from cogram_core.networks.network import Network
 from cogram_core.stopping import stop_point
 
 _TRIAL_EXAMPLES = 6
+_CUT_EXAMPLES = 2  # a cut that is wrong is wrong for every example
 _TRIAL_ROWS = 3
 _AGREEMENT = 1e-9
 
@@ -50,6 +51,7 @@ class FastEvaluator:
         self._cuts: dict[str, Call] = {}
         self._kinds: dict[str, ProbeKind | None] = {}
         self._notes: dict[str, str] = {}
+        self._cut_trial: FastEvaluator | None = None
         self._stale: set[Call] = set()  # what was computed after these is out of date, but for an open layer's probes
         self._layer: Layer | None = None
         self._probes: list[Probe] = []
@@ -99,7 +101,7 @@ class FastEvaluator:
     def moving(self, candidates: Candidates, place: int) -> None:
         """See ``Evaluator.moving``."""
         layer = candidates.layer
-        self._stale.add(self._cut(layer))
+        self._outdated(self._cut(layer))
         if self._layer is not layer:
             self._layer = None
             return
@@ -116,7 +118,12 @@ class FastEvaluator:
         self._layer = None
         self._probes = []
         self._last = None
-        self._stale.add(self._cut(layer))
+        self._outdated(self._cut(layer))
+
+    def _outdated(self, cut: Call) -> None:
+        self._stale.add(cut)
+        if self._cut_trial is not None:
+            self._cut_trial._stale.add(cut)
 
     def _candidate_losses(self, candidates: Candidates) -> Tensor:
         """Each example's loss under each candidate, float64 (K, N)."""
@@ -153,6 +160,7 @@ class FastEvaluator:
     def _cut_before(self, layer: Layer) -> None:
         cut = self._cut(layer)
         for rest in self._rests:
+            stop_point()
             for stale in self._stale:
                 rest.forget_after(stale)
             rest.go_to(cut)
@@ -165,10 +173,10 @@ class FastEvaluator:
         kind = self._kind(layer)
         assert kind is not None
         self._cut_before(layer)
-        self._probes = [
-            open_probe(kind, layer, self._network, rest, self._dataset.loss, targets)
-            for rest, targets in zip(self._rests, self._targets, strict=True)
-        ]
+        self._probes = []
+        for rest, targets in zip(self._rests, self._targets, strict=True):
+            stop_point()
+            self._probes.append(open_probe(kind, layer, self._network, rest, self._dataset.loss, targets))
         self._layer, self._last = layer, None
 
     def _cut(self, layer: Layer) -> Call:
@@ -182,20 +190,23 @@ class FastEvaluator:
             self._cuts[layer.name] = cut
         return self._cuts[layer.name]
 
-    def _trial(self) -> FastEvaluator:
-        trial = FastEvaluator(self._network, self._dataset.evenly(_TRIAL_EXAMPLES))
+    def _trial(self, examples: int) -> FastEvaluator:
+        trial = FastEvaluator(self._network, self._dataset.evenly(examples))
         trial._cuts = dict(self._cuts)
         return trial
 
     def _cut_holds(self, layer: Layer, cut: Call) -> bool:
-        trial = self._trial()
-        trial._cuts[layer.name] = cut
+        # One trial for all layers, as layers are visited backward: what one records is there for the next.
+        trial = self._cut_trial or self._trial(_CUT_EXAMPLES)
+        self._cut_trial, trial._cuts[layer.name] = None, cut
         value = _shaken(self._network.value(layer))
         try:
-            return trial.layer_losses(layer, [value]) == trial._plain.layer_losses(layer, [value])
+            holds = trial.layer_losses(layer, [value]) == trial._plain.layer_losses(layer, [value])
         except (RuntimeError, TypeError, AttributeError, KeyError, IndexError):
             # A module that wants more of a call than its output; the plain way takes no notice.
             return False
+        self._cut_trial = trial if holds else None
+        return holds
 
     def _kind(self, layer: Layer) -> ProbeKind | None:
         """The quickest way to try a layer's neurons side by side that a trial finds right."""
@@ -208,7 +219,7 @@ class FastEvaluator:
         return self._kinds[layer.name]
 
     def _probe_holds(self, layer: Layer, kind: ProbeKind) -> bool:
-        trial = self._trial()
+        trial = self._trial(_TRIAL_EXAMPLES)
         trial._kinds[layer.name] = kind
         choice = sorted(trial.touched(layer) or range(layer.neurons))
         rows = torch.tensor(choice[:: max(1, len(choice) // _TRIAL_ROWS)][:_TRIAL_ROWS])

@@ -69,7 +69,8 @@ def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location
 
 def with_defaults(entry: MethodEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with every default written out, inside parameters that are mappings as well."""
-    changed = entry.schema.get("x-presets", {}).get(parameters.get("preset"), {})
+    preset = parameters.get("preset")
+    changed = entry.schema.get("x-presets", {}).get(preset, {}) if isinstance(preset, str) else {}
     return _filled(entry.schema, {**changed, **parameters}, entry.schema.get("$defs", {}))
 
 

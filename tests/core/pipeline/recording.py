@@ -9,7 +9,7 @@ from cogram_core.observer import StageInfo
 from cogram_core.trace import Decision
 from tests.core.factories import mlp, points, recipe_document, specialists
 
-STAGES = [{"method": "fisher", "examples": 8}, {"method": "cogram", "max_sweeps": {"layer": 1}}]
+STAGES = [{"method": "fisher", "examples": 8}, {"method": "cogram", "granularity": "layer", "max_sweeps": {"layer": 1}}]
 
 
 def document(folder: Path, **changes: Any) -> dict[str, Any]:

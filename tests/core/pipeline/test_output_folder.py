@@ -11,6 +11,7 @@ import yaml
 from safetensors import safe_open
 
 import cogram_core
+from cogram_core.methods.cogram.params import LevelSweeps
 from cogram_core.recipe import Recipe
 from cogram_core.trace import Trace
 from tests.core.factories import checkpoint_bytes, mlp, read_output, save_state
@@ -45,7 +46,7 @@ def test_the_resolved_recipe_fuses_again_to_the_same_bytes(tmp_path: Path) -> No
     resolved = yaml.safe_load((first.output / "recipe.resolved.yaml").read_text())
     assert (resolved["device"], resolved["threads"]) == ("cuda" if torch.cuda.is_available() else "cpu", 1)
     assert resolved["network"]["kind"] == "sequential"
-    assert resolved["stages"][1]["max_sweeps"] == {"layer": 1, "neuron": 2}
+    assert resolved["stages"][1]["max_sweeps"] == {**LevelSweeps().model_dump(), "layer": 1}
     assert Recipe.load(first.output / "recipe.resolved.yaml") == Recipe.load(again.output / "recipe.resolved.yaml")
 
 

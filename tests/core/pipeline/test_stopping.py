@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import cogram_core
 from cogram_core.errors import FusionStopped
+from cogram_core.networks.sequential import Chain
 from tests.core.pipeline.recording import Failing, Recording, document, entries
 
 NEURONS = [{"method": "linear"}, {"method": "cogram", "granularity": "neuron", "max_sweeps": {"layer": 1, "neuron": 1}}]
@@ -43,16 +46,25 @@ def test_an_observer_that_fails_at_any_call_leaves_nothing(tmp_path: Path) -> No
         assert entries(out.parent) == []
 
 
-def test_a_stop_is_asked_between_all_decisions(tmp_path: Path) -> None:
-    """At most a few forward passes of work lie between two questions, so that a stop is quick."""
+def test_a_stop_is_asked_between_all_forward_passes(tmp_path: Path) -> None:
+    """Decisions are taken together, so that it is passes, and not decisions, that a stop has to wait for."""
     given = document(tmp_path / "inputs", stages=NEURONS)
+    events: list[str] = []
 
-    class Counting(Recording):
+    class Asking(Recording):
         def should_stop(self) -> bool:
-            self.calls.append(("asked",))
+            events.append("asked")
             return super().should_stop()
 
-    observer = Counting()
-    cogram_core.fuse(given, tmp_path / "out", observer=observer)
-    kinds = [call[0] for call in observer.calls if call[0] in {"decision", "asked"}]
-    assert not any(one == other == "decision" for one, other in pairwise(kinds))
+    def passed(module: nn.Module, *_: object) -> None:
+        if isinstance(module, Chain):
+            events.append("pass")
+
+    handle = register_module_forward_hook(passed)
+    try:
+        cogram_core.fuse(given, tmp_path / "out", observer=Asking())
+    finally:
+        handle.remove()
+    runs = [len(list(group)) for kind, group in groupby(events) if kind == "pass"]
+    assert sum(runs) > 20
+    assert max(runs) <= 4

@@ -36,6 +36,7 @@ def messages(given: Any) -> dict[str, str]:
     return {problem.location: problem.message for problem in _refusal(given).problems}
 
 
+LEVELS = ["layer", "neuron", "weight"]
 names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z")
 paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 positive = st.floats(min_value=1e-6, max_value=1e6)
@@ -44,8 +45,8 @@ sizes = st.integers(1, 64)
 
 def _cogram() -> st.SearchStrategy[dict[str, Any]]:
     nonnegative = st.floats(min_value=0, max_value=100) | st.integers(0, 100)
-    levels = st.fixed_dictionaries({}, optional={"layer": nonnegative, "neuron": nonnegative})
-    sweeps = st.fixed_dictionaries({}, optional={"layer": st.integers(0, 9), "neuron": st.integers(0, 9)})
+    levels = st.fixed_dictionaries({}, optional=dict.fromkeys(LEVELS, nonnegative))
+    sweeps = st.fixed_dictionaries({}, optional=dict.fromkeys(LEVELS, st.integers(0, 9)))
     prototypes = st.fixed_dictionaries(
         {},
         optional={
@@ -57,18 +58,27 @@ def _cogram() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {"method": st.just("cogram")},
         optional={
-            "granularity": st.sampled_from(["layer", "neuron"]),
+            "preset": st.sampled_from([None, "paper"]),
+            "granularity": st.sampled_from(LEVELS),
             "steepness": nonnegative | levels,
             "steepness_scale": st.sampled_from(["units", "flat"]),
             "refinement": st.sampled_from(["passes", "thresholds"]),
+            "tau": st.sampled_from(["given", "auto"]),
             "tau_min": st.floats(0, 1),
             "tau_max": st.none() | st.floats(1, 2),
+            "tau_scale": st.sampled_from(["share", "absolute"]),
             "max_sweeps": sweeps,
             "min_gain": nonnegative,
             "rollback": st.sampled_from(["all", "fine"]),
             "step": st.sampled_from(["backtrack", "full"]),
             "max_backtracks": st.integers(0, 30),
             "tolerance": st.floats(0, 0.5),
+            "competence": st.floats(0, 100),
+            "extra_candidates": st.lists(st.sampled_from(["current", "average"]), unique=True),
+            "unit_guard": st.booleans(),
+            "mode": st.sampled_from(["exact", "blockwise"]),
+            "max_decisions": st.none() | st.integers(1, 10**6),
+            "time_budget": st.none() | positive,
             "prototypes": prototypes,
         },
     )
@@ -106,7 +116,8 @@ documents = st.fixed_dictionaries(
             unique_by=lambda source: source["name"],
         ),
         "data": st.fixed_dictionaries({"evaluation": paths, "holdout": paths}),
-        "stages": st.lists(stages, min_size=1, max_size=3),
+        # A preset may turn the guard off, which then refuses stages that are overwritten.
+        "stages": st.lists(stages.filter(lambda stage: not stage.get("preset")), min_size=1, max_size=3),
     },
     optional={
         "version": st.just(1),

@@ -19,7 +19,8 @@ SUPPORT = {"contract", "catalogue"}
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 2000) | st.floats(-2, 1500, allow_nan=False)
-    | st.sampled_from(["layer", "neuron", "units", "flat", "all", "fine", "full", "passes", "geometric", "1", ""]),
+    | st.sampled_from(["layer", "neuron", "units", "flat", "all", "fine", "full", "passes", "geometric", "1", ""])
+    | st.sampled_from(["paper", "current", "average", "auto", "share", "blockwise"]),
     lambda inner: st.lists(inner, max_size=2)
     | st.dictionaries(st.sampled_from(["layer", "neuron", "kind", "per_class", "weighted", "x"]), inner, max_size=3),
     max_leaves=4,

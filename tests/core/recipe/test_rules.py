@@ -146,6 +146,12 @@ def test_an_unknown_method_names_the_nearest() -> None:
         ({"steepness": {"layer": -1}}, "steepness.layer"),
         ({"max_sweeps": 3}, "max_sweeps"),
         ({"max_sweeps": {"neuron": 1001}}, "max_sweeps.neuron"),
+        ({"preset": ["paper"]}, "preset"),
+        ({"extra_candidates": "current"}, "extra_candidates"),
+        ({"extra_candidates": ["current", "current"]}, "extra_candidates"),
+        ({"extra_candidates": ["base"]}, "extra_candidates[0]"),
+        ({"time_budget": 0}, "time_budget"),
+        ({"max_decisions": 0}, "max_decisions"),
         ({"prototypes": {"weighted": 1}}, "prototypes.weighted"),
         ({"prototypes": None}, "prototypes"),
         ({"tolerance": 1}, "tolerance"),
@@ -161,10 +167,10 @@ def test_a_wrong_parameter_is_told_at_its_place(parameters: dict[str, Any], plac
 def test_a_wrong_parameter_is_told_in_words_that_say_what_it_takes() -> None:
     stage = {"method": "cogram", "steepness": "hard", "tau_max": "1", "granularity": "weights", "tolerance": 1}
     assert messages(document(stages=[stage])) == {
-        "stages[0].steepness": "must be a mapping with the keys layer, neuron "
+        "stages[0].steepness": "must be a mapping with the keys layer, neuron, weight "
         "or a number at least 0 and at most 1e+12; here 'hard'",
         "stages[0].tau_max": "must be a number at least 0 or null; here '1'",
-        "stages[0].granularity": "must be one of 'layer', 'neuron'; here 'weights'",
+        "stages[0].granularity": "must be one of 'layer', 'neuron', 'weight'; here 'weights'",
         "stages[0].tolerance": "must be a number at least 0 and less than 1; here 1",
     }
 
