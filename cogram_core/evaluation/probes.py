@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cogram_core.evaluation.evaluator import Candidates, Pool
+from cogram_core.evaluation.fused import FusedEnd
 from cogram_core.evaluation.losses import LossKind, example_losses
 from cogram_core.evaluation.rest import Rest
 from cogram_core.networks.calls import ELEMENTWISE, Call, elementwise_between
@@ -104,7 +105,9 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, loss
     rest.go_to(kind.linear)
     rest.learn_use(leaving)
     rest.find_chain(leaving)
-    return _RankOne(columns, rest, function, weight.t().contiguous(), leaving.clone(), base)
+    directions = weight.t().contiguous()
+    end = FusedEnd.of(rest.chain, directions, leaving, loss, targets)
+    return _RankOne(columns, rest, function, directions, leaving.clone(), base, end)
 
 
 def _channel(network: Network, layer: Layer) -> int:
@@ -231,9 +234,17 @@ class _RankOne(_OnRest):
     """
 
     def __init__(
-        self, columns: _Columns, rest: Rest, function: str, weight: Tensor, output: Tensor, base: Tensor
+        self,
+        columns: _Columns,
+        rest: Rest,
+        function: str,
+        weight: Tensor,
+        output: Tensor,
+        base: Tensor,
+        end: FusedEnd | None,
     ) -> None:
         super().__init__(rest, base)
+        self._end = end
         self._columns = columns
         self._function = ELEMENTWISE[function]
         self._weight = weight  # Vᵀ, (in, out)
@@ -251,6 +262,8 @@ class _RankOne(_OnRest):
         """See ``Probe.losses``."""
         count, rows = len(candidates), candidates.rows.to(self._arriving.device)
         change = self._function(self._columns.of(candidates)).sub_(self._arriving.index_select(0, rows))  # (K, N, ...)
+        if self._end is not None:
+            return self._end.losses(self._output, change, rows, self._base)
         weight = self._weight.index_select(0, rows).view(count, *(1,) * (change.ndim - 1), -1)
         if len(self._space) < count:
             self._space = torch.empty(count, *self._output.shape, dtype=self._output.dtype, device=weight.device)

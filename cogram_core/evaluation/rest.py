@@ -36,7 +36,7 @@ class Rest:
         self.cut: Call = network.calls.calls[0]
         self._needed: list[Call] = []
         self._forwards: dict[str, Callable[..., Any]] = {}
-        self._chain: list[nn.Module] | None = None
+        self.chain: list[nn.Module] | None = None
         self._used: set[Key] | None = None
         self._inputs_used = True
         self._seen: Counter[str] = Counter()
@@ -48,7 +48,7 @@ class Rest:
 
     def go_to(self, cut: Call) -> None:
         """Cuts before ``cut`` and records what is still missing; what this cut doesn't need is dropped."""
-        self._used = self._chain = None
+        self._used = self.chain = None
         self.cut, self._needed = cut, self._tree.before(cut)
         self._forwards = {name: self._answer(name) for name in {call.module for call in self._needed}}
         keys = {call.key for call in self._needed}
@@ -71,8 +71,8 @@ class Rest:
             output: what the cut's call gives, shape (B, ...); None: it is computed.
             examples: int64 (B,), which examples of the batch; None: all, in order. Needs ``learn_use`` first.
         """
-        if self._chain is not None and output is not None:
-            return self._through_chain(self._chain, output)
+        if self.chain is not None and output is not None:
+            return self._through_chain(self.chain, output)
         self._examples = examples
         forwards = self._forwards if output is None else {**self._forwards, self.cut.module: lambda *_, **__: output}
         gathered = examples is not None and self._inputs_used
@@ -166,7 +166,7 @@ class Rest:
                 return
             arriving = leaving
         if arriving is result:
-            self._chain = [self._modules[call.module] for call in leaves]
+            self.chain = [self._modules[call.module] for call in leaves]
 
     def _answer(self, name: str) -> Callable[..., Any]:
         forward = self._modules[name].forward
