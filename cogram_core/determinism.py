@@ -41,19 +41,25 @@ def resolve_device(device: str) -> torch.device:
 def repeatable(threads: int, device: torch.device) -> Iterator[None]:
     """Inside the block: this many threads, one way of computing, no reduced precision, no autotuning.
 
+    Nor torch's short cut through transformer encoder layers: it calls none of the modules inside, so that a network could
+    not be cut there.
+
     On a CPU with a fixed number of threads torch computes one way; asking for deterministic kernels there would only load
     its compiler, for two seconds.
     """
     kept_threads = torch.get_num_threads()
     kept_precision = torch.get_float32_matmul_precision()
+    kept_fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with _repeatable_cuda() if device.type == "cuda" else nullcontext():
             yield
     finally:
         torch.set_num_threads(kept_threads)
         torch.set_float32_matmul_precision(kept_precision)
+        torch.backends.mha.set_fastpath_enabled(kept_fastpath)
 
 
 @contextmanager

@@ -102,8 +102,8 @@ def opened(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[tuple[Recipe, 
     with ExitStack() as stack:
         layers = preflight_files(recipe, paths).layers
         resolved = _resolve(recipe, layers)
-        loaded = _load(resolved, paths, layers, stack)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
+        loaded = _load(resolved, paths, layers, stack)
         yield _with_prototypes(resolved, loaded.evaluation), loaded
 
 
@@ -177,11 +177,11 @@ def fuse_modules(
     heard = observer or SilentObserver()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack, stoppable(heard):
         folder = Path(name)
+        stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         inputs = _load_modules(resolved, modules, data or {})
         resolved = _with_prototypes(resolved, inputs.evaluation)
         run = Run(resolved, inputs, folder, heard)
         stack.callback(run.close)
-        stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         outcome = run.carry_out()
         fused = copy.deepcopy(modules[0]).eval()
         with torch.no_grad():

@@ -19,6 +19,8 @@ from cogram_core.trace import Decision
 
 STOPPED = "stopped: "
 """How the reason of the decision that ends a stage early begins."""
+# Relative; what a unit that no example feels can move a loss by, since candidates are not batched as whole passes are.
+_ROUNDING = 1e-12
 
 
 class StageEndsError(Exception):
@@ -53,7 +55,7 @@ class Visitor:
     @property
     def enough(self) -> float:
         """What a loss has to be below in order to be accepted."""
-        return self.loss * (1 - self.params.tolerance)
+        return self.loss * (1 - max(self.params.tolerance, _ROUNDING))
 
     @property
     def left(self) -> int | None:
@@ -111,7 +113,7 @@ class Visitor:
         if self._guard is None:
             return -math.inf
         (loss,) = self._guard.losses(candidates.part(place, place + 1))
-        return loss if loss <= self._guarded() else None
+        return loss if loss <= self._guarded() * (1 + _ROUNDING) else None
 
     def put(self, candidates: Candidates, place: int, approved: float | None) -> None:
         """Puts a candidate into the network; ``approved`` is the holdout loss then, None where it isn't known."""
@@ -148,7 +150,7 @@ class Visitor:
         if self._guard is None:
             return -math.inf
         (loss,) = self._guard.layer_losses(layer, [value])
-        return loss if loss <= self._guarded() else None
+        return loss if loss <= self._guarded() * (1 + _ROUNDING) else None
 
     def _guarded(self) -> float:
         """The holdout loss of the network as it stands."""
