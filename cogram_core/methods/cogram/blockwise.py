@@ -30,11 +30,11 @@ class _Move:
     loss: float
 
 
-def decide_block(visitor: Visitor, window: Window, thresholds: Thresholds | None) -> tuple[int, bool]:
+def decide_block(visitor: Visitor, window: Window, thresholds: Thresholds | None) -> tuple[int, str]:
     """Decides on all units of a block up to the first that is to be refined.
 
     Returns:
-        How many units were decided on, and whether the last of them is to be refined.
+        How many units were decided on, and whether the last of them is to be ``refined``.
     """
     judged, skipped = judge_units(visitor, window, thresholds)
     refined = next((unit for unit, judgement in judged.items() if judgement.refine), None)
@@ -53,7 +53,7 @@ def decide_block(visitor: Visitor, window: Window, thresholds: Thresholds | None
             visitor_loss, visitor.loss = visitor.loss, before
             record_unmoved(visitor, window, unit, judged.get(unit), skipped.get(unit, ""), last.get(unit))
             visitor.loss = visitor_loss
-    return done, refined is not None
+    return done, "" if refined is None else "refined"
 
 
 def _improving(

@@ -25,11 +25,11 @@ class Accepted:
     approved: float
 
 
-def decide_in_order(visitor: Visitor, window: Window, thresholds: Thresholds | None) -> tuple[int, bool]:
+def decide_in_order(visitor: Visitor, window: Window, thresholds: Thresholds | None) -> tuple[int, str]:
     """Decides on the units up to the first that is accepted or refined.
 
     Returns:
-        How many units were decided on, and whether the last of them is to be refined.
+        How many units were decided on, and what was done with the last of them, if that changed anything.
     """
     judged, skipped = judge_units(visitor, window, thresholds)
     refined = next((unit for unit, judgement in judged.items() if judgement.refine), None)
@@ -42,7 +42,9 @@ def decide_in_order(visitor: Visitor, window: Window, thresholds: Thresholds | N
             _accept(visitor, window, judged[unit], accepted)
         else:
             record_unmoved(visitor, window, unit, judged.get(unit), skipped.get(unit, ""), last.get(unit))
-    return done, accepted is None and refined is not None
+    if accepted is not None:
+        return done, "merged"
+    return done, "" if refined is None else "refined"
 
 
 def judge_units(

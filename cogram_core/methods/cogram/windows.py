@@ -19,7 +19,7 @@ from cogram_core.networks.layers import Layer, Level
 from cogram_core.trace import Decision
 
 _START = 4
-_LEAST = 4
+_LEAST = 2
 _MOST = {"neuron": 64, "weight": 512}
 
 
@@ -63,15 +63,14 @@ class Windows:
         end = next((place + 1 for place, decision in enumerate(past) if decision.action in ends), None)
         if end is not None or len(past) == count:
             done = end or count
-            refined = past[done - 1].action == "refined"
+            last: str = past[done - 1].action
             self._again(window, past[:done])
         else:
             self._visitor.context.past.forget()
             decide = decide_block if blockwise else decide_in_order
-            done, refined = decide(self._visitor, window, thresholds)
-        changed = end is not None or done < count
-        self._size = max(1, done) if changed else min(2 * self._size, _MOST[self._level])
-        if refined:
+            done, last = decide(self._visitor, window, thresholds)
+        self._size = max(_LEAST, 2 * done) if last in ends else min(2 * self._size, _MOST[self._level])
+        if last == "refined":
             self._refine(window.place(done - 1)[0])
         return done
 
