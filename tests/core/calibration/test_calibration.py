@@ -134,10 +134,10 @@ def test_the_csv_has_the_tables_figures(calibration: Calibration) -> None:
 
 
 def test_at_layer_level_thresholds_and_finer_steepness_take_no_part(tmp_path: Path) -> None:
-    stages = [STAGES[0], {"method": "cogram"}]
+    stages = [STAGES[0], {"method": "cogram", "granularity": "layer"}]
     found = cogram_core.calibrate(document(tmp_path, stages), tmp_path / "out")
     assert {trial.setting.refinement for trial in found.trials} == {"passes"}
-    assert {(trial.setting.neuron, trial.setting.weight) for trial in found.trials} == {(1.0, 1.0)}
+    assert {(trial.setting.neuron, trial.setting.weight) for trial in found.trials} == {(3.0, 1.0)}
     assert len({trial.setting.layer for trial in found.trials}) > 5
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cogram_core.calibration.settings import Search, Setting, thresholds
 from cogram_core.methods.cogram.params import Params
 
-OWN = Setting.of(Params())
+OWN = Setting.of(Params.model_validate({"steepness": {"layer": 5.5, "neuron": 1.0, "weight": 1.0}}))
 
 
 def search(ask: Callable[[Setting], float], own: Setting = OWN, levels: int = 3, limit: int = 1000) -> Setting:

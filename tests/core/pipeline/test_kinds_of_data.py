@@ -154,7 +154,7 @@ def test_a_fused_language_model_is_a_source_again(tmp_path: Path) -> None:
     given = written_recipe(tmp_path / "inputs", "language", data)
     first = cogram_core.fuse(given, tmp_path / "first")
     resolved = yaml.safe_load((first.output / "recipe.resolved.yaml").read_text())
-    assert resolved["stages"][1]["prototypes"]["kind"] == "examples"
+    assert resolved["stages"][1]["prototypes"]["kind"] == "all"
     assert cogram_core.fuse(first.output / "recipe.resolved.yaml", tmp_path / "same").verdict == first.verdict
     again = {**given, "sources": [given["sources"][0], {"name": "fused", "checkpoint": str(first.output)}]}
     second = cogram_core.fuse(again, tmp_path / "second")

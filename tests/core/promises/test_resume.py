@@ -22,7 +22,7 @@ from tests.core.factories import checkpoint_bytes, points, recipe_document, save
 from tests.core.pipeline.recording import Recording, entries
 
 ROOT = Path(__file__).parents[3]
-LAYER = {"method": "cogram", "prototypes": {"per_class": 2}}
+LAYER = {"method": "cogram", "granularity": "layer", "prototypes": {"per_class": 2}}
 NEURON = {**LAYER, "granularity": "neuron", "max_sweeps": {"layer": 1, "neuron": 1}}
 STAGES: dict[str, list[Any]] = {
     "streamed": ["linear"],
