@@ -15,7 +15,7 @@ one by one through the same operations as in a full pass, so that losses are the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -91,6 +91,11 @@ class FastEvaluator:
         layer = candidates.layer
         if self._kind(layer) is None:
             return self._one_by_one(candidates)
+        self._open(layer)
+        if len(self._probes) == 1 and (scored := self._probes[0].with_means(candidates)) is not None:
+            stop_point()
+            self._last = candidates, scored[0]
+            return [mean if math.isfinite(mean) else math.inf for mean in scored[1]]
         found = self._candidate_losses(candidates)
         weights = self._dataset.weights
         means = found.mean(dim=1) if weights is None else (found * weights).sum(dim=1) / weights.sum()
@@ -157,6 +162,13 @@ class FastEvaluator:
             parts.append(example_losses(self._dataset.loss, rest.run(), targets))
         return mean_loss(torch.cat(parts), self._dataset)
 
+    def _batches(self) -> Iterator[Dataset]:
+        """The examples as they run together."""
+        for first in range(0, len(self._dataset), BATCH):
+            part = slice(first, first + BATCH)
+            weights = None if self._dataset.weights is None else self._dataset.weights[part]
+            yield Dataset(self._dataset.inputs[part], self._dataset.targets[part], weights)
+
     def _cut_before(self, layer: Layer) -> None:
         cut = self._cut(layer)
         for rest in self._rests:
@@ -174,9 +186,9 @@ class FastEvaluator:
         assert kind is not None
         self._cut_before(layer)
         self._probes = []
-        for rest, targets in zip(self._rests, self._targets, strict=True):
+        for rest, examples in zip(self._rests, self._batches(), strict=True):
             stop_point()
-            self._probes.append(open_probe(kind, layer, self._network, rest, self._dataset.loss, targets))
+            self._probes.append(open_probe(kind, layer, self._network, rest, examples))
         self._layer, self._last = layer, None
 
     def _cut(self, layer: Layer) -> Call:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cogram_core.evaluation.losses import LossKind
+from cogram_core.evaluation.datasets import Dataset
 
 _STEM = "_rank_one"
 _LANES = 16
@@ -27,7 +27,10 @@ class _Work(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("candidates", "examples", "width", "classes", "padded")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("output", "delta", "directions", "rows", "weight", "bias", "targets", "base", "losses")
+            for name in (
+                *("output", "levels", "picks", "arriving", "directions", "rows", "weight", "bias", "targets"),
+                *("weights", "base", "losses", "means"),
+            )
         ),
     )
 
@@ -47,23 +50,20 @@ def library() -> ctypes.CDLL | None:
 class FusedEnd:
     """What follows a linear layer's output Z: nothing, or a ReLU and one more linear layer; then cross-entropy."""
 
-    def __init__(self, loaded: ctypes.CDLL, directions: Tensor, last: nn.Linear | None, targets: Tensor) -> None:
+    def __init__(self, loaded: ctypes.CDLL, directions: Tensor, last: nn.Linear | None, examples: Dataset) -> None:
         self._library = loaded
         self._directions = directions.contiguous()  # (rows, width)
-        self._targets = targets.contiguous()
+        self._targets = examples.targets.contiguous()
+        weights = torch.ones(len(examples), dtype=torch.float64) if examples.weights is None else examples.weights
+        self._shares = (weights / weights.sum()).contiguous()
         self._classes = directions.shape[1] if last is None else last.out_features
-        padded = -self._classes % _LANES + self._classes
-        self._weight = self._bias = None
-        if last is not None:
-            self._weight = torch.zeros(last.in_features, padded, dtype=torch.float64)
-            self._weight[:, : self._classes] = last.weight.detach().t()
-            self._bias = torch.zeros(padded, dtype=torch.float64)
-            if last.bias is not None:
-                self._bias[: self._classes] = last.bias.detach()
+        self._padded = 0 if last is None else -self._classes % _LANES + self._classes
+        self._kept = () if last is None else _padded(last, self._padded)
+        self._pointers = [tensor.data_ptr() for tensor in self._kept] or [None, None]
 
     @classmethod
     def of(
-        cls, chain: Sequence[nn.Module] | None, directions: Tensor, output: Tensor, kind: LossKind, targets: Tensor
+        cls, chain: Sequence[nn.Module] | None, directions: Tensor, output: Tensor, examples: Dataset
     ) -> FusedEnd | None:
         """The end that the modules after Z are, if it is one of these.
 
@@ -71,40 +71,55 @@ class FusedEnd:
             chain: what follows, one module after the other; None: something else.
             directions: what each row of the layer before adds to Z, (rows, width).
             output: Z, (N, width).
-            kind: the loss.
-            targets: int64 (N,).
+            examples: the N examples.
         """
         loaded = library()
         fits = output.ndim == 2 and output.dtype == torch.float64 and output.device.type == "cpu"
-        if loaded is None or chain is None or not fits or kind != "cross_entropy":
+        if loaded is None or chain is None or not fits or examples.loss != "cross_entropy":
             return None
         chain = [module for module in chain if type(module) not in (nn.Identity, nn.Dropout)]
         last = chain[1] if [type(module) for module in chain] == [nn.ReLU, nn.Linear] else None
         classes = last.out_features if isinstance(last, nn.Linear) else output.shape[1]
         if (chain and last is None) or classes > _MOST_CLASSES:
             return None
-        return cls(loaded, directions, last if isinstance(last, nn.Linear) else None, targets)
+        return cls(loaded, directions, last if isinstance(last, nn.Linear) else None, examples)
 
-    def losses(self, output: Tensor, change: Tensor, rows: Tensor, base: Tensor) -> Tensor:
-        """Each example's loss under each candidate, float64 (K, N).
+    def losses(
+        self, output: Tensor, levels: Tensor, picks: Tensor | None, arriving: Tensor, rows: Tensor, base: Tensor
+    ) -> tuple[Tensor, list[float]]:
+        """Each example's loss under each candidate, float64 (K, N), and their means over the examples.
 
         Args:
             output: Z as it stands, (N, width).
-            change: δ, (K, N).
-            rows: int64 (K,), which direction each candidate goes.
-            base: the losses as they stand, (N,); those of examples with δ = 0.
+            levels: what would arrive at the layer that gives Z, (K, N), or with ``picks`` (M, N).
+            picks: int64 (K,), which of the levels are the candidates'.
+            arriving: what arrives now, (rows, N).
+            rows: int64 (K,), at which input each candidate's level arrives.
+            base: the losses as they stand, (N,); those of examples that nothing else reaches.
 
         Raises:
             MemoryError: if there is none left.
         """
-        losses = torch.empty(change.shape, dtype=torch.float64)  # not like δ, whose numbers may lie in another order
-        kept = [tensor.contiguous() for tensor in (output, change, rows, base)]
+        count, examples = len(rows), len(output)
+        losses = torch.empty(count, examples, dtype=torch.float64)
+        means = (ctypes.c_double * count)()
+        levels, base = levels.contiguous(), base.contiguous()
         work = _Work(
-            *(*change.shape, output.shape[1], self._classes, 0 if self._weight is None else self._weight.shape[1]),
-            *(kept[0].data_ptr(), kept[1].data_ptr(), self._directions.data_ptr(), kept[2].data_ptr()),
-            *(None if tensor is None else tensor.data_ptr() for tensor in (self._weight, self._bias)),
-            *(self._targets.data_ptr(), kept[3].data_ptr(), losses.data_ptr()),
+            *(count, examples, output.shape[1], self._classes, self._padded),
+            *(output.data_ptr(), levels.data_ptr(), None if picks is None else picks.data_ptr(), arriving.data_ptr()),
+            *(self._directions.data_ptr(), rows.data_ptr(), *self._pointers, self._targets.data_ptr()),
+            *(self._shares.data_ptr(), base.data_ptr(), losses.data_ptr(), ctypes.addressof(means)),
         )
         if self._library.cogram_rank_one_losses(ctypes.byref(work), torch.get_num_threads()):
             raise MemoryError("no memory for the losses of a batch of candidates")
-        return losses
+        return losses, list(means)
+
+
+def _padded(last: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
+    """A linear layer's weight, transposed, (in, width), and bias, (width,), filled up with zeros."""
+    weight = torch.zeros(last.in_features, width, dtype=torch.float64)
+    weight[:, : last.out_features] = last.weight.detach().t()
+    bias = torch.zeros(width, dtype=torch.float64)
+    if last.bias is not None:
+        bias[: last.out_features] = last.bias.detach()
+    return weight, bias

@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.evaluator import Candidates, Pool
 from cogram_core.evaluation.fused import FusedEnd
 from cogram_core.evaluation.losses import LossKind, example_losses
@@ -55,6 +56,10 @@ class Probe(Protocol):
         """Each example's loss under each candidate, float64 (K, N)."""
         ...
 
+    def with_means(self, candidates: Candidates) -> tuple[Tensor, list[float]] | None:
+        """The same and their means over the examples, where compiled code gives both at once."""
+        ...
+
     def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
         """The candidate at ``place`` is about to be in the network, and these are its examples' losses, (N,)."""
         ...
@@ -79,7 +84,7 @@ def probe_kinds(layer: Layer, network: Network, cut: Call) -> Iterator[ProbeKind
         yield ProbeKind("columns", cut)
 
 
-def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, loss: LossKind, targets: Tensor) -> Probe:
+def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, examples: Dataset) -> Probe:
     """A probe of the network as it stands; ``rest`` is cut before the layer.
 
     Raises:
@@ -88,7 +93,7 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, loss
     calls = [kind.cut] if kind.linear is None else [kind.cut, kind.linear]
     output, seen = rest.capture([call.key for call in calls])
     (inputs, own), *following = [seen[call.key] for call in calls]
-    base = example_losses(loss, output, targets)
+    base = example_losses(examples.loss, output, examples.targets)
     if kind.name == "tokens":
         rest.learn_use(own)
         return _Tokens(layer, network, rest, inputs, own.clone(), base)
@@ -106,7 +111,7 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, loss
     rest.learn_use(leaving)
     rest.find_chain(leaving)
     directions = weight.t().contiguous()
-    end = FusedEnd.of(rest.chain, directions, leaving, loss, targets)
+    end = FusedEnd.of(rest.chain, directions, leaving, examples)
     return _RankOne(columns, rest, function, directions, leaving.clone(), base, end)
 
 
@@ -146,20 +151,28 @@ class _Columns:
     def _work_out(self, candidates: Candidates) -> Tensor:
         if candidates.columns is not None and self._by_feature is not None:
             return self._of_weights(candidates, candidates.columns, self._by_feature)
-        if candidates.pool is None or candidates.picks is None or not self._fits(candidates.pool):
+        if candidates.pool is None or candidates.picks is None or not self.fits(candidates.pool):
             return self._of_rows(candidates.whole_rows(self._network))
         if self._pooled is None or self._pooled[0] is not candidates.pool:
-            self._pooled = candidates.pool, self._of_rows(candidates.pool.values.to(self._network.dtype))
+            self._pooled = candidates.pool, self.of_pool(candidates.pool)
         return self._pooled[1].index_select(0, candidates.picks.to(self.current.device))
 
-    def _fits(self, pool: Pool) -> bool:
+    def fits(self, pool: Pool) -> bool:
+        """Whether there is room for all channels of a pool."""
         return len(pool.values) * self.current[:1].nbytes <= _POOLED_BYTES
+
+    def of_pool(self, pool: Pool) -> Tensor:
+        """The channels of all neurons of a pool, (M, N, ...)."""
+        return self._of_rows(pool.values.to(self._network.dtype))
 
     def _of_rows(self, rows: Tensor) -> Tensor:
         """The channels that neurons (K, width) would have."""
         first, *others = self._layer.shapes
         into = math.prod(first[1:])
         weight, bias = rows[:, :into], rows[:, into] if others else None
+        if self._by_feature is not None and self._by_feature.ndim == 2:
+            product = weight @ self._by_feature  # in the order in which it is wanted
+            return product if bias is None else product.add_(bias.unsqueeze(1))
         if isinstance(self._module, nn.Linear):
             return nn.functional.linear(self._inputs, weight, bias).movedim(-1, 0)
         weight = weight.reshape(-1, *first[1:])
@@ -183,6 +196,10 @@ class _Columns:
 
 class _OnRest:
     """Runs the rest for the examples that change."""
+
+    def with_means(self, _: Candidates) -> tuple[Tensor, list[float]] | None:
+        """See ``Probe.with_means``."""
+        return None
 
     def __init__(self, rest: Rest, base: Tensor) -> None:
         self._rest = rest
@@ -249,7 +266,8 @@ class _RankOne(_OnRest):
         self._function = ELEMENTWISE[function]
         self._weight = weight  # Vᵀ, (in, out)
         self._output = output  # Z, (N, ..., out)
-        self._arriving = self._function(columns.current)  # what Z is made of, (in, N, ...)
+        self._arriving = self._function(columns.current).contiguous()  # what Z is made of, (in, N, ...)
+        self._pooled: tuple[Pool, Tensor] | None = None
         self._examples = self._targets = torch.empty(0)
         # New memory for every batch would have to be cleared by the system first.
         self._space = torch.empty(0, *output.shape, dtype=output.dtype, device=output.device)
@@ -260,16 +278,29 @@ class _RankOne(_OnRest):
 
     def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
         """See ``Probe.losses``."""
+        if (found := self.with_means(candidates)) is not None:
+            return found[0]
         count, rows = len(candidates), candidates.rows.to(self._arriving.device)
         change = self._function(self._columns.of(candidates)).sub_(self._arriving.index_select(0, rows))  # (K, N, ...)
-        if self._end is not None:
-            return self._end.losses(self._output, change, rows, self._base)
         weight = self._weight.index_select(0, rows).view(count, *(1,) * (change.ndim - 1), -1)
         if len(self._space) < count:
             self._space = torch.empty(count, *self._output.shape, dtype=self._output.dtype, device=weight.device)
         output = torch.addcmul(self._output, change.unsqueeze(-1), weight, out=self._space[:count]).flatten(0, 1)
         examples, repeated = self._all(count, targets)
         return example_losses(kind, self._rest.run(output, examples), repeated).view(count, -1)
+
+    def with_means(self, candidates: Candidates) -> tuple[Tensor, list[float]] | None:
+        """See ``Probe.with_means``."""
+        if self._end is None:
+            return None
+        pool, picks = candidates.pool, candidates.picks
+        if pool is None or picks is None or not self._columns.fits(pool):
+            levels, picks = self._function(self._columns.of(candidates)), None
+        else:
+            if self._pooled is None or self._pooled[0] is not pool:
+                self._pooled = pool, self._function(self._columns.of_pool(pool))
+            levels = self._pooled[1]
+        return self._end.losses(self._output, levels, picks, self._arriving, candidates.rows, self._base)
 
     def _all(self, count: int, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Every example for each of so many candidates, and their targets."""

@@ -1,6 +1,7 @@
 /* Losses of a classifier under changes of rank one, without writing its activations to memory.
  *
- * A linear layer gives Z (examples x width). Candidate k adds delta_k[n] * direction_k to row n. What follows is either
+ * A linear layer makes Z (examples x width) of what arrives there. Candidate k has other levels arrive at one of its inputs,
+ * and adds (level - what arrives now)[n] * direction to row n, the input's column of weights. What follows is either
  * nothing, and Z are the logits, or a rectifier and one more linear layer (width x classes). The loss is
  * log(1 + sum over c != t of exp(z_c - z_t)), in the form in which the losses module has it, in double precision.
  *
@@ -24,14 +25,18 @@ typedef int64_t masks __attribute__((vector_size(LANES * sizeof(int64_t)), align
 struct work {
     int64_t candidates, examples, width, classes, padded;
     const double *output;     /* Z, (examples, width) */
-    const double *delta;      /* (candidates, examples) */
+    const double *levels;     /* (any, examples) */
+    const int64_t *picks;     /* (candidates), which of the levels; null: one after the other */
+    const double *arriving;   /* (rows, examples) */
     const double *directions; /* (rows, width) */
-    const int64_t *rows;      /* (candidates), which direction */
+    const int64_t *rows;      /* (candidates), which row of both */
     const double *weight;     /* of the last layer, transposed and padded with zeros, (width, padded); null: none */
     const double *bias;       /* (padded) */
     const int64_t *targets;   /* (examples) */
+    const double *weights;    /* of the examples, summing to one */
     const double *base;       /* losses without a change, (examples) */
     double *losses;           /* (candidates, examples) */
+    double *means;            /* (candidates) */
 };
 
 static double loss_of(const double *logits, int64_t classes, int64_t target)
@@ -152,18 +157,23 @@ static void *run_share(void *argument)
     int64_t *chosen = malloc(sizeof(int64_t) * examples);
     share->failed = !hidden || !logits || !by || !chosen;
     for (int64_t k = share->first; k < share->last && !share->failed; k++) {
-        double *losses = work->losses + k * examples;
+        double *losses = work->losses + k * examples, mean = 0.0;
+        const double *levels = work->levels + (work->picks ? work->picks[k] : k) * examples;
+        const double *arriving = work->arriving + work->rows[k] * examples;
         int64_t count = 0;
         for (int64_t n = 0; n < examples; n++) {
             losses[n] = work->base[n];
             chosen[count] = n;
-            by[count] = work->delta[k * examples + n];
+            by[count] = levels[n] - arriving[n];
             count += by[count] != 0.0; /* NaN is a change, too */
         }
         const double *direction = work->directions + work->rows[k] * work->width;
         find_logits(work, share->run, direction, chosen, by, count, hidden, logits);
         for (int64_t i = 0; i < count; i++)
             losses[chosen[i]] = loss_of(logits + i * stride, work->classes, work->targets[chosen[i]]);
+        for (int64_t n = 0; n < examples; n++)
+            mean += work->weights[n] * losses[n];
+        work->means[k] = mean;
     }
     free(hidden);
     free(logits);

@@ -50,6 +50,13 @@ class Block:
         return Pool(self.tried.flatten(0, 1))
 
     @cached_property
+    def places(self) -> Tensor:
+        """Rows, counted in the layer, and places in the pool of all values to be tried: (2, E, R)."""
+        count, rows = self.tried.shape[:2]
+        at = torch.arange(count * rows).view(count, rows)
+        return torch.stack([at % rows + self.first, at])
+
+    @cached_property
     def same(self) -> Tensor:
         """Which numbers are the same in the network and in every source, (R, width)."""
         return (self.candidates[: self._sources] == self.current).all(dim=0)
@@ -95,15 +102,17 @@ class Window:
 
     def sources_of(self, units: Sequence[int]) -> Candidates:
         """Every candidate that has to be tried for some of the units: first all units with the first, and so on."""
-        block = self.block
-        count = len(block.tried)
-        at = torch.tensor(units, dtype=torch.int64)
+        block, count = self.block, len(self.block.tried)
         if self.level == "weight":
+            at = torch.tensor(units, dtype=torch.int64)
             values = block.tried.view(count, -1)[:, self.offset + at].flatten()
             return self._placed((at + self.first).repeat(count), values)
-        rows = len(block.current)
-        picks = (torch.arange(count)[:, None] * rows + (at + self.offset)).flatten()
-        return Candidates(self.layer, (at + self.first).repeat(count), None, None, block.pool, picks)
+        if len(units) == self.count:
+            chosen = block.places[:, :, self.offset : self.offset + self.count]
+        else:
+            chosen = block.places[:, :, torch.tensor(units, dtype=torch.int64) + self.offset]
+        rows, picks = chosen.flatten(1)
+        return Candidates(self.layer, rows, None, None, block.pool, picks)
 
     def trying(self, units: Sequence[int], values: Tensor) -> Candidates:
         """Values for some of the units, as what an evaluator takes; units may come more than once."""
