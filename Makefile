@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 # Small networks on shared cores: two OpenMP threads under load were measured 25 times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo serve check test bench catalogue clean
+.PHONY: setup demo serve check test bench bench-paper catalogue clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt cogram_core/evaluation/rank_one.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
@@ -31,6 +31,9 @@ test: check
 
 bench: setup
 	$(BIN)/python -m bench.run
+
+bench-paper: setup
+	$(BIN)/python -m bench.paper
 
 catalogue: setup
 	$(BIN)/python -m cogram_core.methods.catalogue
