@@ -60,7 +60,7 @@ class Trials:
             The guard's criterion on the whole evaluation data; smaller is better.
         """
         started = time.monotonic()
-        self._network.load(self._start)
+        self._network.load(self._start.__getitem__)
         heard = self._run(with_setting(self._recipe, self._stage, setting), slice(self._stage, None))
         if not self.done:
             self.spreads = tuple(heard.spreads)

@@ -63,7 +63,7 @@ def _merge(context: StageContext, params: Params) -> None:
 
 def _source_fisher(context: StageContext, source: Source, params: Params) -> dict[str, Tensor]:
     network = context.network
-    network.load({name: source.read(name) for name in network.names})
+    network.load(source.read)
     data = source.data or context.evaluation_data()
     total: dict[str, Tensor] = {}
     examples = data.evenly(params.examples)

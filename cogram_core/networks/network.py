@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -59,10 +59,10 @@ class Network:
         tensor: Tensor = self._live[name].detach()
         return tensor
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copies a full state in."""
+    def load(self, value: Callable[[str], Tensor]) -> None:
+        """Copies a full state in; ``value`` is asked for one tensor after the other, so that one is held at a time."""
         for name, tensor in self._live.items():
-            tensor.detach().copy_(state[name])
+            tensor.detach().copy_(value(name))
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all floating tensors."""

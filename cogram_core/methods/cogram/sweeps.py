@@ -60,12 +60,13 @@ def _handicaps(context: StageContext, params: Params, data: Dataset) -> list[flo
     if params.competence == 0:
         return [0.0] * len(context.sources)
     network = context.network
-    kept = {name: network.tensor(name).to(context.sources[0].read(name).dtype) for name in network.names}
+    dtype = context.sources[0].read(network.names[0]).dtype  # whose numbers these are, though the network be wider
+    kept = {name: network.tensor(name).to(dtype, copy=True) for name in network.names}
     losses = []
     for source in context.sources:
-        network.load({name: source.read(name) for name in network.names})
+        network.load(source.read)
         losses.append(FastEvaluator(network, data).loss())
-    network.load(kept)
+    network.load(kept.__getitem__)
     finite = [loss for loss in losses if math.isfinite(loss)]
     mean = math.fsum(finite) / len(finite) if finite else 0.0
     return [params.competence * (loss - mean) if math.isfinite(loss) else 0.0 for loss in losses]

@@ -227,6 +227,13 @@ def test_steepness_of_a_neuron_grows_with_its_siblings_unless_flat(seed: int) ->
                 assert decision.shares[0] == pytest.approx(1 / (1 + math.exp(-slope * (b - a))), abs=2.0**-17 + 1e-9)
 
 
+@pytest.mark.parametrize("granularity", ["layer", "neuron"])
+def test_weighing_the_sources_advantages_leaves_the_network_where_it_was(granularity: str) -> None:
+    params = {"granularity": granularity, "max_decisions": 1}
+    (plain, *_), (fair, *_) = (run(specialists(3), {**params, "competence": kappa})[1] for kappa in (0.0, 1.0))
+    assert fair.loss_before == plain.loss_before
+
+
 def test_thresholds_in_the_wrong_order_are_refused_by_the_model_and_by_the_recipe() -> None:
     with pytest.raises(ValidationError, match="tau_min"):
         Params(tau_min=0.5, tau_max=0.1)
