@@ -8,11 +8,11 @@ network, take the loss.
 from __future__ import annotations
 
 import copy
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -157,3 +157,68 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
+
+
+def neuron_rows(task: Task, sweeps: int) -> Iterator[tuple[list[float], list[float]]]:
+    """Seconds of each sweep, naive and engine, alternating; ends with an error if a decision differs."""
+    steepness = {"steepness": {"neuron": 1.0}}
+    naive_threads, engine_threads = best_threads(task)
+    print(
+        f"naive with {naive_threads} threads, engine with {engine_threads}; whichever was quicker for each\n",
+        flush=True,
+    )
+    parameters = {"granularity": "neuron", "max_sweeps": {"layer": 0, "neuron": sweeps}, **steepness}
+    for _ in range(REPEATS):
+        clock = engine(task, parameters, engine_threads)
+        ends = [clock.start, *clock.ends.values()]
+        torch.set_num_threads(naive_threads)
+        naive = Naive(task, torch.float64)
+        seconds, decisions = [], []
+        for _ in range(sweeps):
+            took, found = timed(lambda naive=naive: list(naive.neurons()))
+            seconds.append(took)
+            decisions += found
+        agree(clock.decisions, decisions)
+        yield seconds, [after - before for before, after in pairwise(ends)]
+
+
+def agree(found: Sequence[Decision], expected: Sequence[tuple[str, int, str]]) -> None:
+    """Ends the program if the two sides decided differently."""
+    ours = [(decision.layer, decision.row, decision.action) for decision in found]
+    if ours != list(expected):
+        at = next(place for place, pair in enumerate(zip(ours, expected, strict=False)) if pair[0] != pair[1])
+        raise SystemExit(f"decision {at} differs: engine {ours[at]}, naive {expected[at]}")
+
+
+def best_threads(task: Task) -> tuple[int, int]:
+    """The thread counts, 1 or 2, at which the naive loss and the engine's first decisions are quickest."""
+    naive = Naive(task, torch.float64)
+    found: list[dict[int, float]] = [{}, {}]
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        naive._loss()
+        found[0][threads] = min(timed(naive._loss)[0] for _ in range(30))
+        parameters = {"granularity": "neuron", "max_sweeps": {"layer": 0, "neuron": 1}, "max_decisions": 700}
+        found[1][threads] = min(timed(lambda threads=threads: engine(task, parameters, threads))[0] for _ in range(2))
+    return min(found[0], key=found[0].__getitem__), min(found[1], key=found[1].__getitem__)
+
+
+def main() -> None:
+    task = wide_task()
+    sweeps = 3
+    rows = list(neuron_rows(task, sweeps))
+    print("| neuron level, 784-512-512-10, 200 prototypes | naive | engine | ratio (least to most) |")
+    print("| --- | --- | --- | --- |")
+    for sweep in range(sweeps):
+        naive, ours = ([row[side][sweep] for row in rows] for side in (0, 1))
+        ratios = sorted(slow / quick for slow, quick in zip(naive, ours, strict=True))
+        median = statistics.median
+        print(
+            f"| sweep {sweep + 1} | {median(naive):.1f} s | {median(ours):.2f} s |"
+            f" {median(ratios):.1f} × ({ratios[0]:.1f}–{ratios[-1]:.1f}) |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -86,6 +86,10 @@ class Evaluator(Protocol):
         """L(M) of the network as it stands."""
         ...
 
+    def open(self, layer: Layer) -> int | None:
+        """Gets ready for candidates of a layer; how many numbers each of them has to run through, None if all there are."""
+        ...
+
     def layer_losses(self, layer: Layer, values: Iterable[LayerValue]) -> list[float]:
         """L(M[u ← W]) for each value W of a whole layer, taken one by one; the network is left as it was."""
         ...
@@ -119,6 +123,10 @@ class PlainEvaluator:
         inputs = self._dataset.inputs
         outputs = all_logits(self._network, inputs.to(self._network.dtype) if inputs.is_floating_point() else inputs)
         return example_losses(self._dataset.loss, outputs, self._dataset.targets)
+
+    def open(self, _: Layer) -> int | None:
+        """See ``Evaluator.open``."""
+        return None
 
     def layer_losses(self, layer: Layer, values: Iterable[LayerValue]) -> list[float]:
         """See ``Evaluator.layer_losses``."""

@@ -75,6 +75,13 @@ class FastEvaluator:
         """See ``Evaluator.loss``."""
         return self._plain.loss()
 
+    def open(self, layer: Layer) -> int | None:
+        """See ``Evaluator.open``."""
+        if self._kind(layer) is None:
+            return None
+        self._open(layer)
+        return sum(probe.effort() for probe in self._probes)
+
     def layer_losses(self, layer: Layer, values: Iterable[LayerValue]) -> list[float]:
         """See ``Evaluator.layer_losses``."""
         self._cut_before(layer)

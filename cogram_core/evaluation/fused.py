@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cogram_core.evaluation.datasets import Dataset
 
 _STEM = "_rank_one"
+_VERSION = 2  # as rank_one.c has it
 _LANES = 16
 _MOST_CLASSES = 128  # more are better served by a matrix product
 
@@ -37,13 +38,14 @@ class _Work(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled code, if it was built."""
+    """The compiled code, if it was built from this version's source."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(_STEM + suffix)
         if path.is_file():
             loaded = ctypes.CDLL(str(path))
+            loaded.cogram_rank_one_version.restype = ctypes.c_int64
             loaded.cogram_rank_one_losses.argtypes = (ctypes.POINTER(_Work), ctypes.c_int64)
-            return loaded
+            return loaded if loaded.cogram_rank_one_version() == _VERSION else None
     return None
 
 
@@ -59,7 +61,7 @@ class FusedEnd:
         self._classes = directions.shape[1] if last is None else last.out_features
         self._padded = 0 if last is None else -self._classes % _LANES + self._classes
         self._kept = () if last is None else _padded(last, self._padded)
-        self._pointers = [tensor.data_ptr() for tensor in self._kept] or [None, None]
+        self._pointers: list[int | None] = [tensor.data_ptr() for tensor in self._kept] or [None, None]
 
     @classmethod
     def of(
@@ -103,7 +105,9 @@ class FusedEnd:
         count, examples = len(rows), len(output)
         losses = torch.empty(count, examples, dtype=torch.float64)
         means = (ctypes.c_double * count)()
-        levels, base = levels.contiguous(), base.contiguous()
+        # Read as they lie in memory; rows and picks of a window of one unit are every so many of a wider array's.
+        output, levels, rows, base = (tensor.contiguous() for tensor in (output, levels, rows, base))
+        picks = None if picks is None else picks.contiguous()
         work = _Work(
             *(count, examples, output.shape[1], self._classes, self._padded),
             *(output.data_ptr(), levels.data_ptr(), None if picks is None else picks.data_ptr(), arriving.data_ptr()),

@@ -48,6 +48,10 @@ class ProbeKind:
 class Probe(Protocol):
     """One layer's neurons on one batch of examples."""
 
+    def effort(self) -> int:
+        """How many numbers the rest runs through for one candidate."""
+        ...
+
     def at_once(self) -> int:
         """How many candidates to try in one batch."""
         ...
@@ -224,6 +228,10 @@ class _OwnOutput(_OnRest):
         self._columns = columns
         self._channel = channel
 
+    def effort(self) -> int:
+        """See ``Probe.effort``."""
+        return self._columns.current.numel()
+
     def at_once(self) -> int:
         """See ``Probe.at_once``."""
         return _at_once(self._columns.current)
@@ -271,6 +279,10 @@ class _RankOne(_OnRest):
         self._examples = self._targets = torch.empty(0)
         # New memory for every batch would have to be cleared by the system first.
         self._space = torch.empty(0, *output.shape, dtype=output.dtype, device=output.device)
+
+    def effort(self) -> int:
+        """See ``Probe.effort``."""
+        return self._output.numel()
 
     def at_once(self) -> int:
         """See ``Probe.at_once``."""
@@ -330,6 +342,10 @@ class _Tokens(_OnRest):
         self._network = network
         self._tokens = tokens  # (N, ...)
         self._output = output  # (N, ..., width)
+
+    def effort(self) -> int:
+        """See ``Probe.effort``."""
+        return self._output.numel()
 
     def at_once(self) -> int:
         """See ``Probe.at_once``."""

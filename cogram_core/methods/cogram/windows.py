@@ -2,12 +2,13 @@
 
 A window is a run of units in order. All of them are scored under the network as it stands, and the decisions are taken
 in order up to the first that changes anything; what comes after it was speculation, and starts a new window. So every
-decision rests on the very network that it would have met alone. Windows grow while nothing is accepted and shrink where
-much is; how, depends on nothing but the decisions, so that a resumed run cuts the same windows.
+decision rests on the very network that it would have met alone. How long windows are depends on nothing but the network
+and the decisions so far, so that a resumed run cuts the same ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from cogram_core.methods.cogram.blockwise import BLOCK, decide_block
@@ -18,9 +19,9 @@ from cogram_core.methods.cogram.window import Reader, Window
 from cogram_core.networks.layers import Layer, Level
 from cogram_core.trace import Decision
 
-_START = 4
-_LEAST = 2
 _MOST = {"neuron": 64, "weight": 512}
+# Measured, in µs: what a window costs beside its candidates, spread over those of a unit; a candidate; a number of it.
+_WINDOW, _CANDIDATE, _NUMBER = 200.0, 15.0, 6e-4
 
 
 class Windows:
@@ -33,7 +34,18 @@ class Windows:
         self._level: Level = level
         self._refine = refine
         self._reader = Reader(visitor, layer)
-        self._size = _START
+        effort = visitor.evaluator.open(layer)
+        self._cost = 0.0 if effort is None else _WINDOW / (_CANDIDATE + _NUMBER * effort)
+        self._changes = self._visited = 0
+
+    @property
+    def _size(self) -> int:
+        """As many units as are cheapest a decision, when such a share of them changes something as did so far.
+
+        A window of K costs c + K units' work and decides on about 1/p of them where p·K is above one: K = √(2c/p).
+        """
+        share = (self._changes + 1) / (self._visited + 3)
+        return max(1, min(_MOST[self._level], round(math.sqrt(2 * self._cost / share))))
 
     def visit(self, first: int, last: int, thresholds: Thresholds | None, progress: Callable[[int], None]) -> None:
         """Decides on units first to last − 1; ``progress`` is called with how many of them are done."""
@@ -69,7 +81,8 @@ class Windows:
             self._visitor.context.past.forget()
             decide = decide_block if blockwise else decide_in_order
             done, last = decide(self._visitor, window, thresholds)
-        self._size = max(_LEAST, 2 * done) if last in ends else min(2 * self._size, _MOST[self._level])
+        self._visited += done
+        self._changes += last in ends
         if last == "refined":
             self._refine(window.place(done - 1)[0])
         return done
