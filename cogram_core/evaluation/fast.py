@@ -66,7 +66,6 @@ class FastEvaluator:
         cut = self._cut(layer)
         if not isinstance(self._network.module.get_submodule(layer.name), nn.Embedding) or cut.module != layer.name:
             return None
-        self._layer = None
         self._cut_before(layer)
         rows = [rest.capture([cut.key])[1][cut.key][0].unique() for rest in self._rests]
         return frozenset(torch.cat(rows).tolist())
@@ -177,6 +176,7 @@ class FastEvaluator:
             yield Dataset(self._dataset.inputs[part], self._dataset.targets[part], weights)
 
     def _cut_before(self, layer: Layer) -> None:
+        self._layer = None  # an open layer's probes run a rest that is cut where they need it
         cut = self._cut(layer)
         for rest in self._rests:
             stop_point()
