@@ -23,7 +23,7 @@ def main() -> None:
         print(f"{experiment.title} ", end="", file=sys.stderr, flush=True)
         table = experiment.run(Asking(range(given.seeds)))
         print(f" {time.monotonic() - began:.0f} s", file=sys.stderr)
-        print(f"\n## {experiment.title}\n\n{table}", flush=True)
+        print(f"\n## {experiment.title} ({given.seeds} seeds where nothing else is said)\n\n{table}", flush=True)
 
 
 if __name__ == "__main__":

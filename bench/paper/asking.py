@@ -75,3 +75,8 @@ class Asking:
 def accuracies(answers: Sequence[Answer]) -> list[float]:
     """Test accuracy in %, one a seed."""
     return [found["test"] for found in answers]
+
+
+def seeds(asking: Asking) -> str:
+    """How many, in words."""
+    return "1 seed" if len(asking.seeds) == 1 else f"{len(asking.seeds)} seeds"

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
+from PIL import Image
+
+from bench.paper.tables import standard_error
 
 mpl.use("agg")
 
@@ -53,8 +57,6 @@ def curve(
     axes: Axes, places: Sequence[float], seeds: Sequence[Sequence[float]], label: str, index: int, shift: float = 0.0
 ) -> None:
     """Means over seeds with standard errors as bars. ``seeds`` has one sequence a place; ``index`` picks the look."""
-    from bench.paper.tables import standard_error
-
     means = [sum(values) / len(values) for values in seeds]
     errors = [standard_error(values) for values in seeds]
     axes.errorbar(
@@ -70,8 +72,10 @@ def curve(
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """As PNG and SVG, without a date."""
+    """As SVG without a date, and as PNG in 64 colours, which is all that such a figure needs."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    figure.canvas.draw()
+    pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    pixels.quantize(64, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
     pyplot.close(figure)

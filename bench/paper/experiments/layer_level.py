@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 from bench.paper import plotting
@@ -40,28 +41,18 @@ def run(asking: Asking, settings: Sequence[str], figure: str) -> str:
 
 
 def _draw(asking: Asking, drawn: Mapping[str, tuple[list[float], list[float]]], name: str) -> None:
-    """A dot a seed, and the mean with its standard error."""
-    figure, (axes,) = plotting.panels(1, 6.4, 0.75 + 0.62 * len(drawn))
-    looks = (("without guard", plotting.ORANGE, -0.17, "s"), ("with guard", plotting.BLUE, 0.17, "o"))
-    for place, values in enumerate(drawn.values()):
-        for (label, colour, shift, marker), found in zip(looks, values, strict=True):
-            at = place + shift
-            axes.plot(found, [at] * len(found), marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-            axes.errorbar(
-                [sum(found) / len(found)],
-                [at],
-                xerr=[standard_error(found)],
-                fmt=marker,
-                color=colour,
-                capsize=3,
-                markersize=7,
-                label=label if place == 0 else None,
-            )
-    axes.axvline(0, color=plotting.GREY, linewidth=1)
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    axes.set_yticks(range(len(drawn)), [NAMES[setting] for setting in drawn])
-    axes.set_ylim(len(drawn) - 0.5, -0.5)
-    axes.set_xlabel("test accuracy minus Fisher's, in points (a dot a seed; mean ± standard error)")
-    axes.legend(loc="best")
+    """A dot a seed, and the mean with its standard error; scales differ from panel to panel."""
+    figure, axes = plotting.panels(len(drawn), 1.1 + 1.75 * len(drawn), 2.9)
+    looks = ((plotting.ORANGE, "s"), (plotting.BLUE, "o"))
+    for panel, (setting, values) in zip(axes, drawn.items(), strict=True):
+        for place, ((colour, marker), found) in enumerate(zip(looks, values, strict=True)):
+            panel.plot([place] * len(found), found, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            mean, error = statistics.fmean(found), standard_error(found)
+            panel.errorbar([place + 0.2], [mean], yerr=[error], fmt=marker, color=colour, capsize=3)
+        panel.axhline(0, color=plotting.GREY, linewidth=1)
+        panel.set_xticks((0.1, 1.1), ("no guard", "guard"))
+        panel.set_xlim(-0.4, 1.7)
+        panel.set_title(NAMES[setting].replace(", ", ",\n", 1))
+    axes[0].set_ylabel("test accuracy minus Fisher's, points")
+    figure.supxlabel("pale: a seed; full: mean ± standard error", fontsize=8.5, color=plotting.GREY)
     plotting.save(figure, asking.figures, name)

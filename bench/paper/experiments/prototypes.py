@@ -14,7 +14,6 @@ SETTING = "skewed-same"
 KINDS = ("geometric", "arithmetic", "medoid", "examples")
 """``kmeans`` is left out: the centroid of a group is its arithmetic mean, so its figures are the same to the last digit."""
 COUNTS = (1, 4, 16, 64)
-LEVELS = ("layer", "neuron")
 
 
 def run(asking: Asking) -> str:
@@ -25,22 +24,28 @@ def run(asking: Asking) -> str:
     answers = asking.ask(correlations, setting=SETTING, prototypes=chosen)
     rows, drawn = [], {}
     for place, params in enumerate(chosen):
-        found = {level: accuracies(asking.fused(SETTING, cogram(level, prototypes=params))) for level in LEVELS}
+        found = accuracies(asking.fused(SETTING, cogram("neuron", prototypes=params)))
         seen = {name: [answer[name][place] for answer in answers] for name in ("loss", "accuracy")}
-        drawn[params["kind"], params.get("per_class")] = {**found, **seen}
-        rows.append([params["kind"], str(params.get("per_class", "about 100")),
-                     spread(found["layer"]), paired(found["layer"], fisher),
-                     spread(found["neuron"]), paired(found["neuron"], fisher),
-                     spread(seen["loss"], 2), spread(seen["accuracy"], 2)])  # fmt: skip
+        drawn[params["kind"], params.get("per_class")] = {"test": found, **seen}
+        rows.append(
+            [
+                params["kind"],
+                str(params.get("per_class", "about 100")),
+                spread(found),
+                paired(found, fisher),
+                spread(seen["loss"], 2),
+                spread(seen["accuracy"], 2),
+            ]
+        )
     _draw(asking, drawn, sum(fisher) / len(fisher))
-    head = ["kind", "a class", "layer level", "− Fisher (worst)", "neuron level", "− Fisher (worst)"]
+    head = ["kind", "a class", "test accuracy, %", "− Fisher (worst)"]
     head += ["correlation with test loss", "with test accuracy"]
     return markdown(head, rows)
 
 
 def _draw(asking: Asking, drawn: Mapping[tuple[str, int | None], Mapping[str, Sequence[float]]], fisher: float) -> None:
     figure, axes = plotting.panels(2, 7.4, 3.3)
-    for panel, what in zip(axes, ("neuron", "loss"), strict=True):
+    for panel, what in zip(axes, ("test", "loss"), strict=True):
         for index, kind in enumerate(KINDS):
             values = [drawn[kind, count][what] for count in COUNTS]
             plotting.curve(panel, range(len(COUNTS)), values, kind, index, shift=0.06 * (index - 1.5))
@@ -48,7 +53,7 @@ def _draw(asking: Asking, drawn: Mapping[tuple[str, int | None], Mapping[str, Se
         panel.set_xticks(range(len(COUNTS) + 1), [*map(str, COUNTS), "all"])
         panel.set_xlabel("prototypes a class")
     axes[0].axhline(fisher, color=plotting.GREY, linestyle="--", linewidth=1)
-    axes[0].annotate("Fisher", (4.3, fisher), color=plotting.GREY, ha="right", va="bottom")
+    axes[0].text(len(COUNTS), fisher, "Fisher", color=plotting.GREY, ha="center", va="bottom")
     axes[0].set_title("after CoGraM down to neurons")
     axes[0].set_ylabel("test accuracy, %")
     axes[1].set_title("what a neuron does to the loss")
