@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small networks on shared cores: two OpenMP threads under load were measured 25 times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo serve check test bench bench-paper catalogue clean
+.PHONY: setup demo serve check test test-gpu bench bench-gpu bench-paper catalogue clean
 
 setup: $(VENV)/.ready
 
@@ -29,11 +29,17 @@ check: setup
 test: check
 	$(BIN)/pytest -q
 
+test-gpu: setup
+	$(BIN)/pytest -q -m gpu tests/gpu
+
 bench: setup
 	$(BIN)/python -m bench.run
 
 bench-paper: setup
 	$(BIN)/python -m bench.paper
+
+bench-gpu: setup
+	$(BIN)/python -m bench.gpu
 
 catalogue: setup
 	$(BIN)/python -m cogram_core.methods.catalogue
