@@ -29,7 +29,7 @@ from cogram_core.observer import SilentObserver, StageInfo
 from cogram_core.trace import Decision
 
 REPEATS = 5
-BLOCKS, WIDTH, HEADS, PLACES = 12, 256, 4, 16
+BLOCKS, WIDTH, HEADS, PLACES = 12, 256, 4, 32
 CHARACTERS = 96  # printable ASCII, and one for all others
 SEQUENCES = 32
 STEEPNESS = 5.5
@@ -97,10 +97,10 @@ def transformer_task() -> Task:
     """A start trained on both kinds of text, and two short fine-tunings of it; both kinds to decide on."""
     code, prose = _text(inspect.getsource(typing)), _text("".join(pydoc_data.topics.topics.values()))
     torch.manual_seed(0)
-    start = _train(Transformer(), torch.cat([code[:1600], prose[:1600]]), steps=40, rate=1e-3)
-    sources = tuple(_train(start, text[1600:3200], steps=10, rate=3e-4) for text in (code, prose))
+    start = _train(Transformer(), torch.cat([code[:1000], prose[:1000]]), steps=40, rate=1e-3)
+    sources = tuple(_train(start, text[1000:2000], steps=10, rate=3e-4) for text in (code, prose))
     half = SEQUENCES // 2
-    held = torch.cat([code[3200 : 3200 + half], prose[3200 : 3200 + half]])
+    held = torch.cat([code[2000 : 2000 + half], prose[2000 : 2000 + half]])
     return Task((sources[0], sources[1]), (held, held))
 
 
@@ -114,7 +114,7 @@ def _train(start: Transformer, text: Tensor, steps: int, rate: float) -> Transfo
     network = copy.deepcopy(start).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
     for _ in range(steps):
-        batch = text[torch.randint(len(text), (32,))]
+        batch = text[torch.randint(len(text), (16,))]
         optimizer.zero_grad()
         causal_lm(network(batch), batch).mean().backward()
         optimizer.step()

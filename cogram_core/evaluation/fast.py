@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from cogram_core.evaluation.datasets import Dataset
-from cogram_core.evaluation.evaluator import BATCH, Candidates, PlainEvaluator, mean_loss
-from cogram_core.evaluation.losses import example_losses
+from cogram_core.evaluation.evaluator import BATCH, Candidates, PlainEvaluator
+from cogram_core.evaluation.losses import example_losses, mean_on_device
 from cogram_core.evaluation.probes import Probe, ProbeKind, open_probe, probe_kinds
 from cogram_core.evaluation.rest import Rest
 from cogram_core.networks.calls import Call
@@ -85,12 +85,12 @@ class FastEvaluator:
         """See ``Evaluator.layer_losses``."""
         self._cut_before(layer)
         kept = self._network.value(layer)
-        results = []
+        means = []
         for value in values:
             self._network.assign(layer, value)
-            results.append(self._rest_loss())
+            means.append(self._rest_mean())
         self._network.assign(layer, kept)
-        return results
+        return _on_host(torch.stack(means)) if means else []
 
     def losses(self, candidates: Candidates) -> list[float]:
         """See ``Evaluator.losses``."""
@@ -106,8 +106,7 @@ class FastEvaluator:
         weights = self._dataset.weights
         means = found.mean(dim=1) if weights is None else (found * weights).sum(dim=1) / weights.sum()
         self._last = candidates, found
-        # The one moment at which the host waits for the device: the decisions on all candidates are due.
-        return [mean if math.isfinite(mean) else math.inf for mean in means.tolist()]
+        return _on_host(means)
 
     def moving(self, candidates: Candidates, place: int) -> None:
         """See ``Evaluator.moving``."""
@@ -153,20 +152,20 @@ class FastEvaluator:
         """For layers whose neurons can't be tried side by side."""
         layer = candidates.layer
         self._cut_before(layer)
-        results = []
+        means = []
         for row, value in zip(candidates.rows.tolist(), candidates.whole_rows(self._network), strict=True):
             kept = self._network.rows(layer, row, row + 1)[0]
             self._network.assign_row(layer, row, value)
-            results.append(self._rest_loss())
+            means.append(self._rest_mean())
             self._network.assign_row(layer, row, kept)
-        return results
+        return _on_host(torch.stack(means)) if means else []
 
-    def _rest_loss(self) -> float:
+    def _rest_mean(self) -> Tensor:
         parts = []
         for rest, targets in zip(self._rests, self._targets, strict=True):
             stop_point()
             parts.append(example_losses(self._dataset.loss, rest.run(), targets))
-        return mean_loss(torch.cat(parts), self._dataset)
+        return mean_on_device(torch.cat(parts), self._dataset.weights)
 
     def _batches(self) -> Iterator[Dataset]:
         """The examples as they run together."""
@@ -250,6 +249,11 @@ class FastEvaluator:
             return False
         expected = torch.stack(trial._plain.candidate_losses(candidates))
         return torch.allclose(found, expected, rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True)
+
+
+def _on_host(means: Tensor) -> list[float]:
+    """The mean losses (K,) at the one moment at which the host waits for the device: decisions on all of them are due."""
+    return [mean if math.isfinite(mean) else math.inf for mean in means.tolist()]
 
 
 def _shaken(value: LayerValue) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ __all__ = [
     "causal_lm",
     "cross_entropy",
     "example_losses",
+    "mean_on_device",
     "mean_squared_error",
     "predicted_tokens",
     "weighted_mean",
@@ -128,6 +129,9 @@ _LOSSES: Mapping[LossKind, Callable[[Tensor, Tensor], Tensor]] = {
 
 def weighted_mean(losses: Tensor, weights: Tensor | None) -> float:
     """Σ w·l / Σ w in float64; the plain mean without weights. Losses and weights have shape (N,)."""
-    if weights is None:
-        return float(losses.mean())
-    return float((losses * weights).sum() / weights.sum())
+    return float(mean_on_device(losses, weights))
+
+
+def mean_on_device(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """``weighted_mean`` before the host has it, without dimension."""
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
