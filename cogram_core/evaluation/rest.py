@@ -78,9 +78,18 @@ class Rest:
         gathered = examples is not None and self._inputs_used
         inputs = self._inputs.index_select(0, examples) if gathered and examples is not None else self._inputs
         self._seen.clear()
+        before = self._versions()
         with replaced(self._modules, forwards), torch.no_grad():
             result: Tensor = self._network.module(inputs)
+        if self._versions() != before:
+            # This pass was still right; the next ones get copies of what is recorded.
+            self._copied, self._record, self._examples = True, {}, None
+            self._fill({call.key for call in self._needed})
         return result
+
+    def _versions(self) -> list[int]:
+        """Counts how often each recorded tensor was changed in place."""
+        return [v._version for v in pytree.tree_leaves(self._record) if isinstance(v, Tensor)]
 
     @staticmethod
     def _through_chain(chain: list[nn.Module], output: Tensor) -> Tensor:
@@ -210,6 +219,7 @@ class Rest:
             for name in {name for name, _ in missing}
         ]
         handles.append(self._modules[self.cut.module].register_forward_pre_hook(reached))
+        before = self._versions()
         try:
             self.run()
         except _ReachedError:
@@ -217,7 +227,8 @@ class Rest:
         finally:
             for handle in handles:
                 handle.remove()
-        if not self._copied and any(tensor._version != version for tensor, version in versions):
+        changed = self._versions() != before or any(tensor._version != version for tensor, version in versions)
+        if changed and not self._copied:
             self._copied = True
             self._record = {}
             self._fill({call.key for call in self._needed})

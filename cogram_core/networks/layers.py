@@ -55,7 +55,8 @@ class Layer:
         """
         left = column
         for name, shape in self._items():
-            if 0 <= left < (size := math.prod(shape[1:])):
+            size = math.prod(shape[1:])
+            if 0 <= left < size:
                 return name, left
             left -= size
         raise ValueError(f"layer {self.name} has no column {column}")

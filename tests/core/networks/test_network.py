@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cogram_core.errors import NetworkError
-from cogram_core.networks.network import Network, Unit
+from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
 from cogram_core.recipe import SequentialNetwork
-from tests.core.factories import conv_net, describe, mlp, points
+from tests.core.factories import conv_net, describe, mlp, points, random
+from tests.core.methods.families import DECODER, ENCODER, FAMILIES
 
 
 class Tied(nn.Module):
@@ -42,17 +45,43 @@ class Backwards(nn.Module):
         return torch.as_tensor(self.last(self.first(inputs)))
 
 
+class Turning(nn.Module):
+    """Has a buffer that no checkpoint holds, an integer one, and numbers that float32 can't hold after float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("turn", torch.tensor([0.1, -0.0, 3e-45]), persistent=False)
+        self.register_buffer("steps", torch.tensor(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.as_tensor(self.linear(inputs)) + self.turn
+
+
 def refusal(module: nn.Module, example: Tensor) -> str:
     with pytest.raises(NetworkError) as caught:
         Network(module, example)
     return caught.value.problems[0].code
 
 
-def test_layers_come_in_the_order_in_which_they_run() -> None:
+def test_layers_come_in_the_order_in_which_they_run_those_that_do_not_first() -> None:
     network = Network(Backwards(), torch.zeros(1, 6))
-    assert [layer.name for layer in network.layers] == ["first", "last"]
-    assert "unused.weight" in network.names
+    names = [layer.name for layer in network.layers]
+    assert names.index("first") < names.index("last")
+    assert sorted(names) == ["first", "last", "unused"]
     assert network.output_shape == (3,)
+
+
+@pytest.mark.parametrize(("family", "order"), [("decoder", DECODER), ("residual", ["first", "norm", "inner", "head"])])
+def test_layers_inside_of_others_complete_before_them(family: str, order: list[str]) -> None:
+    network = Network(FAMILIES[family].build(), FAMILIES[family].data(0)[0][:1])
+    assert [layer.name for layer in network.layers] == order
+
+
+def test_a_layer_that_is_used_without_being_called_stands_before_the_one_that_uses_it() -> None:
+    names = [layer.name for layer in Network(FAMILIES["encoder"].build(), FAMILIES["encoder"].data(0)[0][:1]).layers]
+    assert names.index("0.self_attn.out_proj") < names.index("0.self_attn")
+    assert set(names) == set(ENCODER)
 
 
 def test_a_layer_has_its_own_floating_tensors_and_as_many_neurons_as_outputs() -> None:
@@ -68,16 +97,67 @@ def test_a_layer_with_a_tensor_that_has_no_rows_has_a_layer_level_only() -> None
     assert network.layers[0].neurons == 0
 
 
-def test_assigning_a_neuron_touches_its_row_and_bias_entry_alone() -> None:
-    network = Network(mlp(0), torch.zeros(1, 6))
-    before = network.state()
-    layer = network.layers[1]
-    network.assign(Unit(layer, 2), {"2.weight": torch.ones(8), "2.bias": torch.tensor(7.0)})
-    after = network.state()
-    assert torch.equal(after["2.weight"][2], torch.ones(8))
-    assert float(after["2.bias"][2]) == 7.0
-    before["2.weight"][2], before["2.bias"][2] = after["2.weight"][2], after["2.bias"][2]
-    assert all(torch.equal(before[name], after[name]) for name in before)
+@pytest.mark.parametrize("family", ["relu", "convolution", "decoder", "encoder"])
+@settings(deadline=None, max_examples=4)
+@given(seed=st.integers(0, 2**30))
+def test_a_layer_s_matrix_is_its_tensors_row_by_row_with_the_bias_last(family: str, seed: int) -> None:
+    module = FAMILIES[family].modules(seed)[0]
+    state = copy.deepcopy(module.state_dict())
+    network = Network(module, FAMILIES[family].data(0)[0][:1])
+    for layer in [layer for layer in network.layers if layer.neurons]:
+        whole = network.rows(layer, 0, layer.neurons)
+        assert whole.shape == (layer.neurons, layer.width)
+        bias = state.get(f"{layer.name}.bias")
+        weight = state[f"{layer.name}.weight"].flatten(1)
+        assert torch.equal(whole, weight if bias is None else torch.cat([weight, bias[:, None]], dim=1))
+        parts = layer.split(whole)
+        assert parts.keys() == set(layer.tensors)
+        assert all(torch.equal(part, state[name]) for name, part in parts.items())
+        for column in range(layer.width):
+            name, at = layer.place(column)
+            assert torch.equal(state[name].reshape(layer.neurons, -1)[:, at], whole[:, column])
+        for column in (-1, layer.width):
+            with pytest.raises(ValueError, match="no column"):
+                layer.place(column)
+
+
+@settings(deadline=None, max_examples=10)
+@given(row=st.integers(0, 2), column=st.integers(0, 48))
+def test_assigning_a_weight_or_a_neuron_touches_its_place_alone(row: int, column: int) -> None:
+    network = Network(conv_net(0), torch.zeros(1, 1, 4, 4))
+    layer = network.layers[2]
+    expected, before = network.rows(layer, 0, 3), network.state()
+    network.assign_weight(layer, row, column, torch.tensor(7.0))
+    expected[row, column] = 7.0
+    assert torch.equal(network.rows(layer, 0, 3), expected)
+    value = torch.randn(layer.width, generator=random(column))
+    network.assign_row(layer, row, value)
+    expected[row] = value
+    assert torch.equal(network.rows(layer, 0, 3), expected)
+    assert torch.equal(network.rows(layer, row, row + 1)[0], value)
+    assert all(torch.equal(network.tensor(name), before[name]) for name in before if not name.startswith("4."))
+
+
+def test_precision_puts_every_bit_back_whatever_happened_inside() -> None:
+    module = Turning()
+    with torch.no_grad():
+        module.linear.weight[0] = torch.tensor([1e-45, -0.0, 3e38, 0.1, torch.inf, -1.5])
+    bits = {
+        name: t.detach().clone().view(torch.int32)
+        for name, t in {**dict(module.named_parameters()), "turn": module.turn}.items()
+    }
+    network = Network(module, torch.zeros(1, 6))
+    with pytest.raises(KeyboardInterrupt), network.precision(torch.float64):
+        _interrupted(network, module)
+    after = {**dict(module.named_parameters()), "turn": module.turn}
+    assert all(torch.equal(after[name].detach().view(torch.int32), kept) for name, kept in bits.items())
+    assert (network.dtype, module.steps.dtype) == (torch.float32, torch.int64)
+
+
+def _interrupted(network: Network, module: Turning) -> None:
+    assert network.dtype == module.turn.dtype == torch.float64
+    assert network.logits(torch.zeros(2, 6, dtype=torch.float64)).dtype == torch.float64
+    raise KeyboardInterrupt
 
 
 def test_tied_tensors_are_refused_by_name() -> None:
