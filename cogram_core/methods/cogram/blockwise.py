@@ -40,13 +40,14 @@ def decide_block(visitor: Visitor, window: Window, thresholds: Thresholds | None
     refined = next((unit for unit, judgement in judged.items() if judgement.refine), None)
     moves, last = _improving(visitor, window, judged)
     start = visitor.loss
-    joint: dict[int, tuple[float, float, int]] = {}
+    joint: dict[int, tuple[float, int]] = {}
     _put_together(visitor, window, moves, joint)
     done = window.count if refined is None else refined + 1
     before = start
     for unit in range(done):
         if unit in joint:
-            before, after, size = joint[unit]
+            # What a group gained is written down at its first unit, so that the record's losses never rise.
+            after, size = joint[unit]
             _record_merged(visitor, window, judged[unit], (before, after, size), last[unit][0], unit)
             before = after
         else:
@@ -78,11 +79,11 @@ def _improving(
 
 
 def _put_together(
-    visitor: Visitor, window: Window, moves: Sequence[_Move], joint: dict[int, tuple[float, float, int]]
+    visitor: Visitor, window: Window, moves: Sequence[_Move], joint: dict[int, tuple[float, int]]
 ) -> None:
     """Puts moves into the network if their joint loss falls, else each half of them by itself.
 
-    ``joint`` gets, for every unit that stays moved, the loss before and after its group, and the group's size.
+    ``joint`` gets, for every unit that stays moved, the loss after its group, and the group's size.
     """
     if not moves:
         return
@@ -96,7 +97,7 @@ def _put_together(
     approved = visitor.approved_layer(layer, network.value(layer)) if loss < visitor.enough else None
     if approved is not None:
         for move in moves:
-            joint[move.unit] = visitor.loss, loss, len(moves)
+            joint[move.unit] = loss, len(moves)
         visitor.settle(loss, len(moves), approved)
         return
     for row, value in zip(range(*rows), kept, strict=True):

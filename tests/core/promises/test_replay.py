@@ -32,6 +32,9 @@ from tests.core.factories import (
 NEURON = {"method": "cogram", "granularity": "neuron", "prototypes": {"per_class": 2}}
 THRESHOLDS = {**NEURON, "refinement": "thresholds", "tau_min": 0.01, "tau_max": 0.2}
 FINE = {**NEURON, "rollback": "fine", "step": "full"}
+ONCE = {"max_sweeps": {"layer": 1, "neuron": 1, "weight": 1}}
+WEIGHT = {"method": "cogram", "granularity": "weight", **ONCE}
+BY_SPREAD = {**WEIGHT, "refinement": "thresholds", "tau": "auto", "competence": 0.5}
 
 
 class Run:
@@ -95,6 +98,29 @@ def test_every_output_dtype_replays_in_shards(
     output = {"dtype": dtype, "max_shard_bytes": 150}
     run = Run(tmp_path, specialists(1), stages, output=output, guard="report")
     assert len(list(run.output.glob("*.safetensors"))) > 1
+    run.assert_replays(monkeypatch, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        WEIGHT,
+        BY_SPREAD,
+        {**WEIGHT, "extra_candidates": ["current", "average"]},
+        {**WEIGHT, "mode": "blockwise"},
+        {**BY_SPREAD, "mode": "blockwise", "extra_candidates": ["average"]},
+        {**WEIGHT, "unit_guard": True},
+        {**WEIGHT, "max_decisions": 50},
+        {"method": "cogram", "preset": "paper", "granularity": "weight"},
+    ],
+    ids=["weights", "thresholds", "extras", "blockwise", "blockwise thresholds", "unit guard", "stopped", "paper"],
+)
+def test_every_way_to_decide_on_weights_replays(
+    stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, specialists(3), ["linear", stage], guard="report")
+    kinds = {decision.kind for decision in Trace(run.trace).decisions() if decision.action == "merged"}
+    assert "layer" in kinds if stage.get("preset") else "weight" in kinds or "max_decisions" in stage
     run.assert_replays(monkeypatch, tmp_path / "again")
 
 
