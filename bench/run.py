@@ -5,7 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("bench.quality", "bench.service_start", "bench.jobs")
+BENCHMARKS = (
+    "bench.quality",
+    "bench.transformer",
+    "bench.weights",
+    "bench.memory",
+    "bench.service_start",
+    "bench.jobs",
+)
 
 
 def main() -> None:
