@@ -24,7 +24,8 @@ ACTIONS = ("merged", "refined", "rolled_back", "skipped")
 variants = st.fixed_dictionaries(
     {},
     optional={
-        "granularity": st.sampled_from(["layer", "neuron"]),
+        "granularity": st.sampled_from(["layer", "neuron", "weight"]),
+        "competence": st.floats(0, 2),
         "refinement": st.sampled_from(["passes", "thresholds"]),
         "steepness": st.floats(0, 50),
         "steepness_scale": st.sampled_from(["units", "flat"]),
@@ -38,6 +39,9 @@ variants = st.fixed_dictionaries(
         ),
     },
 )
+
+
+joined = st.lists(st.sampled_from(["current", "average"]), unique=True)
 
 
 def run(
@@ -58,9 +62,11 @@ def average(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
 
 
 @few
-@given(seeds, variants, builds)
-def test_with_rollback_everywhere_the_loss_never_rises(seed: int, params: dict[str, Any], build: Any) -> None:
-    _, found = run(specialists(seed, build=build), params)
+@given(seeds, variants, joined, builds)
+def test_with_rollback_everywhere_the_loss_never_rises(
+    seed: int, params: dict[str, Any], extras: list[str], build: Any
+) -> None:
+    _, found = run(specialists(seed, build=build), {"extra_candidates": extras, **params})
     before = [decision.loss_before for decision in found if decision.loss_before is not None]
     assert before == sorted(before, reverse=True)
     for decision in found:
@@ -82,6 +88,21 @@ def test_identical_sources_change_nothing_and_are_never_merged(
     state, found = run([module, module, module], params, first=first)
     assert {decision.action for decision in found} <= {"skipped"}
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in state.items())
+
+
+@few
+@given(seeds, st.floats(0, 50), st.floats(0, 2), st.sampled_from([["current"], ["average"], ["average", "current"]]))
+def test_swapping_sources_leaves_further_candidates_their_shares(
+    seed: int, steepness: float, competence: float, extras: list[str]
+) -> None:
+    one, other = specialists(seed)
+    params = {"extra_candidates": extras, "steepness": steepness, "competence": competence, "max_decisions": 1}
+    (_, (decision, _)), (_, (mirror, _)) = run([one, other], params), run([other, one], params)
+    assert decision.shares is not None
+    assert mirror.shares is not None
+    assert len(decision.shares) == 2 + len(extras)
+    # Running sums are rounded to multiples of 2⁻¹⁶, so a share's last one depends on what stands before it.
+    assert mirror.shares == pytest.approx([*decision.shares[1::-1], *decision.shares[2:]], abs=2.0**-15)
 
 
 @few
@@ -110,7 +131,7 @@ def test_shares_lie_between_nothing_and_everything(seed: int, params: dict[str, 
 
 
 @few
-@given(seeds, st.sampled_from(["layer", "neuron"]))
+@given(seeds, st.sampled_from(["layer", "neuron", "weight"]))
 def test_a_steepness_of_zero_gives_equal_shares(seed: int, granularity: str) -> None:
     _, found = run(specialists(seed), {"steepness": 0.0, "granularity": granularity})
     assert {decision.shares for decision in found if decision.shares} == {(0.5, 0.5)}
