@@ -54,7 +54,14 @@ def panels(count: int, width: float, height: float, *, shared: bool = False) -> 
 
 
 def curve(
-    axes: Axes, places: Sequence[float], seeds: Sequence[Sequence[float]], label: str, index: int, shift: float = 0.0
+    axes: Axes,
+    places: Sequence[float],
+    seeds: Sequence[Sequence[float]],
+    label: str,
+    index: int,
+    *,
+    shift: float = 0.0,
+    joined: bool = True,
 ) -> None:
     """Means over seeds with standard errors as bars. ``seeds`` has one sequence a place; ``index`` picks the look."""
     means = [sum(values) / len(values) for values in seeds]
@@ -64,6 +71,7 @@ def curve(
         means,
         yerr=errors,
         label=label,
+        linestyle="-" if joined else "",
         color=COLOURS[index],
         marker=MARKERS[index],
         capsize=2,

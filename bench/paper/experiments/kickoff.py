@@ -58,9 +58,9 @@ def _draw(asking: Asking, drawn: Mapping[str, Mapping[str, Sequence[Sequence[flo
     figure, axes = plotting.panels(len(drawn), 7.4, 3.1)
     for panel, (setting, found) in zip(axes, drawn.items(), strict=True):
         for index, (name, values) in enumerate(found.items()):
-            plotting.curve(panel, range(3), values, f"from {name}", index, shift=0.06 * (index - 0.5))
+            plotting.curve(panel, range(3), values, f"from {name}", index, shift=0.1 * (index - 0.5), joined=False)
         panel.set_title(NAMES[setting])
-        panel.set_xticks(range(3), ["20", "28", "8 kickoff, 20"])
+        panel.set_xticks(range(3), ["20", "28", "kickoff 8,\nthen 20"])
         panel.set_xlabel("epochs of training after the fusion")
     axes[0].set_ylabel("test accuracy, %")
     axes[-1].legend(loc="lower right")
