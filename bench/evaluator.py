@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,7 @@ from cogram_core.mixing import softmax_shares
 from cogram_core.observer import SilentObserver, StageInfo
 from cogram_core.trace import Decision
 
-REPEATS = 5
+REPEATS = 1
 STEPS = (1.0, 0.5, 0.25)
 TOLERANCE = 1e-6
 
@@ -140,7 +141,7 @@ class Clock(SilentObserver):
             self.decisions.append(decision)
             self.ends[decision.sweep] = time.perf_counter()
 
-    def stage_started(self, stage: StageInfo) -> None:
+    def stage_started(self, _: StageInfo) -> None:
         self.start = time.perf_counter()
 
 
@@ -175,7 +176,7 @@ def neuron_rows(task: Task, sweeps: int) -> Iterator[tuple[list[float], list[flo
         naive = Naive(task, torch.float64)
         seconds, decisions = [], []
         for _ in range(sweeps):
-            took, found = timed(lambda naive=naive: list(naive.neurons()))
+            took, found = timed(partial(list, naive.neurons()))
             seconds.append(took)
             decisions += found
         agree(clock.decisions, decisions)
@@ -193,14 +194,14 @@ def agree(found: Sequence[Decision], expected: Sequence[tuple[str, int, str]]) -
 def best_threads(task: Task) -> tuple[int, int]:
     """The thread counts, 1 or 2, at which the naive loss and the engine's first decisions are quickest."""
     naive = Naive(task, torch.float64)
-    found: list[dict[int, float]] = [{}, {}]
+    parameters = {"granularity": "neuron", "max_sweeps": {"layer": 0, "neuron": 1}, "max_decisions": 700}
+    plain, ours = {}, {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
         naive._loss()
-        found[0][threads] = min(timed(naive._loss)[0] for _ in range(30))
-        parameters = {"granularity": "neuron", "max_sweeps": {"layer": 0, "neuron": 1}, "max_decisions": 700}
-        found[1][threads] = min(timed(lambda threads=threads: engine(task, parameters, threads))[0] for _ in range(2))
-    return min(found[0], key=found[0].__getitem__), min(found[1], key=found[1].__getitem__)
+        plain[threads] = min(timed(naive._loss)[0] for _ in range(30))
+        ours[threads] = min(timed(partial(engine, task, parameters, threads))[0] for _ in range(2))
+    return min(plain, key=plain.__getitem__), min(ours, key=ours.__getitem__)
 
 
 def main() -> None:
