@@ -42,11 +42,18 @@ def library() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(_STEM + suffix)
         if path.is_file():
-            loaded = ctypes.CDLL(str(path))
-            loaded.cogram_rank_one_version.restype = ctypes.c_int64
-            loaded.cogram_rank_one_losses.argtypes = (ctypes.POINTER(_Work), ctypes.c_int64)
-            return loaded if loaded.cogram_rank_one_version() == _VERSION else None
+            return _loaded(path)
     return None
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    try:
+        loaded = ctypes.CDLL(str(path))
+        loaded.cogram_rank_one_version.restype = ctypes.c_int64
+        loaded.cogram_rank_one_losses.argtypes = (ctypes.POINTER(_Work), ctypes.c_int64)
+    except (OSError, AttributeError):  # built for another machine, or long ago
+        return None
+    return loaded if loaded.cogram_rank_one_version() == _VERSION else None
 
 
 class FusedEnd:

@@ -23,12 +23,13 @@ from cogram_core.evaluation.evaluator import Candidates, Pool
 from cogram_core.evaluation.fused import FusedEnd
 from cogram_core.evaluation.losses import LossKind, example_losses
 from cogram_core.evaluation.rest import Rest
-from cogram_core.networks.calls import ELEMENTWISE, Call, elementwise_between
+from cogram_core.networks.calls import ELEMENTWISE, Call
 from cogram_core.networks.layers import Layer
 from cogram_core.networks.network import Network
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LOOK_AHEAD = 3
+_ENOUGH_NUMBERS, _DRAWS = 1024, 16
 # Bytes of channels that are worked out before they are asked for.
 _POOLED_BYTES = 2**25
 # Bytes of the widest tensor of a batch. On a CPU more than the cache holds was measured to be slower; a GPU wants more.
@@ -74,6 +75,8 @@ def probe_kinds(layer: Layer, network: Network, cut: Call) -> Iterator[ProbeKind
     module = network.module.get_submodule(layer.name)
     if cut.module != layer.name or layer.neurons == 0:
         return
+    if not any(_is_plain(module, kind) for kind in (nn.Embedding, nn.Linear, *_CONVOLUTIONS)):
+        return
     if isinstance(module, nn.Embedding):
         yield ProbeKind("tokens", cut)
     elif isinstance(module, nn.Linear):
@@ -86,6 +89,11 @@ def probe_kinds(layer: Layer, network: Network, cut: Call) -> Iterator[ProbeKind
         yield ProbeKind("columns", cut)
     elif isinstance(module, _CONVOLUTIONS) and module.groups == 1:
         yield ProbeKind("columns", cut)
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module computes what torch's own of this kind does."""
+    return isinstance(module, kind) and type(module).forward is kind.forward and "forward" not in vars(module)
 
 
 def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, examples: Dataset) -> Probe:
@@ -104,19 +112,37 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, exam
     columns = _Columns(layer, network, inputs, own.movedim(_channel(network, layer), 0).clone())
     if kind.linear is None:
         rest.learn_use(own)
-        rest.find_chain(own)
+        rest.find_chain(own.clone())
         return _OwnOutput(columns, rest, _channel(network, layer), base)
     ((arriving, leaving),) = following
-    function = elementwise_between(own, arriving)
-    if function is None:
+    function = _function_between(rest, kind.linear, own)
+    if function is None or not torch.equal(ELEMENTWISE[function](own), arriving):
         raise RuntimeError(f"{kind.linear.module} doesn't follow {layer.name} elementwise")
     weight = network.tensor(f"{kind.linear.module}.weight")
     rest.go_to(kind.linear)
     rest.learn_use(leaving)
-    rest.find_chain(leaving)
+    rest.find_chain(leaving.clone())
     directions = weight.t().contiguous()
     end = FusedEnd.of(rest.chain, directions, leaving, examples)
     return _RankOne(columns, rest, function, directions, leaving.clone(), base, end)
+
+
+def _function_between(rest: Rest, linear: Call, own: Tensor) -> str | None:
+    """What is done with the layer's output until it arrives at a linear layer, told on numbers of all sizes and both signs.
+
+    The values at hand would not do: where all are positive, a ReLU looks like nothing at all.
+    """
+    random = torch.Generator().manual_seed(0)
+    left = list(ELEMENTWISE)
+    for _ in range(1 if own.numel() >= _ENOUGH_NUMBERS else _DRAWS):
+        sizes = torch.rand(own.shape, generator=random, dtype=torch.float64) * 8 - 3
+        signs = torch.randint(0, 2, own.shape, generator=random) * 2 - 1
+        wide = (signs * 10**sizes).to(own.device, own.dtype)
+        arriving = rest.capture([linear.key], wide.clone())[1][linear.key][0]
+        if not isinstance(arriving, Tensor) or arriving.shape != wide.shape:
+            return None
+        left = [name for name in left if torch.equal(ELEMENTWISE[name](wide), arriving)]
+    return left[0] if left else None
 
 
 def _channel(network: Network, layer: Layer) -> int:
@@ -358,7 +384,7 @@ class _Tokens(_OnRest):
         present = (self._tokens[None] == rows.reshape(-1, *(1,) * self._tokens.ndim)).double()  # (K, N, ...)
         which, examples = _changed(present)
         here = present[which, examples].unsqueeze(-1) > 0
-        value = values[which].reshape(len(which), *(1,) * (self._tokens.ndim - 1), -1)
+        value = values[which].reshape(len(which), *(1,) * (self._tokens.ndim - 1), values.shape[1])
         output = torch.where(here, value, self._output[examples])
         return self._filled(len(candidates), which, examples, output, kind, targets)
 

@@ -100,9 +100,12 @@ class Rest:
         return output
 
     def capture(
-        self, calls: Collection[Key], output: Tensor | None = None
+        self, calls: Collection[Key], output: Tensor | None = None, copies: bool = True
     ) -> tuple[Tensor, dict[Key, tuple[Any, Any]]]:
-        """The network's output, and first argument and output of some calls from the cut on; ``output`` as in ``run``."""
+        """The network's output, and first argument and output of some calls from the cut on; ``output`` as in ``run``.
+
+        They are copies, for a later module may work in place, unless the very tensors are asked for.
+        """
         found: dict[Key, tuple[Any, Any]] = {}
         counts: Counter[str] = Counter()
 
@@ -110,7 +113,8 @@ class Rest:
             key = (name, counts[name])
             counts[name] += 1
             if key in calls:
-                found[key] = (arguments[0] if arguments else None, output)
+                given = arguments[0] if arguments else None
+                found[key] = (_copy(given), _copy(output)) if copies else (given, output)
 
         handles = [
             self._modules[name].register_forward_hook(
@@ -167,7 +171,7 @@ class Rest:
         after = [call for call in self._tree.calls if call.begin > self.cut.end]
         inner = {call.parent for call in after}
         leaves = [call for place, call in enumerate(self._tree.calls) if call in after and place not in inner]
-        result, seen = self.capture([call.key for call in leaves], output)
+        result, seen = self.capture([call.key for call in leaves], output, copies=False)
         arriving = output
         for call in leaves:
             given, leaving = seen.get(call.key, (None, None))
@@ -234,6 +238,10 @@ class Rest:
             self._fill({call.key for call in self._needed})
             return
         self._record |= fresh
+
+
+def _copy(value: Any) -> Any:
+    return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, value)
 
 
 def _reached(total: Tensor, leaves: dict[Key | None, list[Tensor]]) -> set[Key | None]:

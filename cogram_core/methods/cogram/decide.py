@@ -43,7 +43,7 @@ class Judgement:
 
 
 class Judge:
-    """Turns losses into shares. ``handicaps`` has for each source what is taken off its losses, in nats."""
+    """Turns losses into shares. ``handicaps`` has for each source what is taken off its losses at layer level, in nats."""
 
     def __init__(self, params: Params, sources: int, handicaps: Sequence[float]) -> None:
         self._params = params
@@ -71,7 +71,9 @@ class Judge:
             return Judgement(found, spread, None, reason="no source gives a finite loss")
         if thresholds is not None and (reason := thresholds.refine(spread)) is not None:
             return Judgement(found, spread, None, refine=True, reason=reason)
-        fair = [loss - handicap for loss, handicap in zip(of_sources, self._handicaps, strict=True)]
+        # A unit's share of a source's overall advantage, as it moves the loss by its share.
+        units = siblings if self._params.steepness_scale == "units" else 1
+        fair = [loss - handicap / units for loss, handicap in zip(of_sources, self._handicaps, strict=True)]
         shares = softmax_shares([*fair, *found[self._sources :]], self._params.steepness_at(level, siblings))
         return Judgement(found, spread, shares)
 

@@ -252,7 +252,12 @@ class Oracle:
         if limits is not None and (spread < limits[0] or (limits[1] is not None and spread > limits[1])):
             seen.action = "refined"
             return True
-        fair = [loss - handicap for loss, handicap in zip(of_sources, self.handicaps, strict=True)]
+        layer, row, column = unit
+        rows, width = self.shape(layer)
+        units = 1 if row is None else rows if column is None else rows * width
+        if self.params["steepness_scale"] == "flat":
+            units = 1
+        fair = [loss - handicap / units for loss, handicap in zip(of_sources, self.handicaps, strict=True)]
         seen.shares = self.shares([*fair, *seen.losses[len(self.sources) :]], unit)
         target = sum(share * value.astype(np.float64) for share, value in zip(seen.shares, values, strict=True))
         self.accept(seen, unit, current, np.asarray(target))
