@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ _TINY = 1e-8  # keeps the logarithm of a feature that is zero finite; the paper'
 _ITERATIONS = 50
 _PER_CLASS = 16
 _AT_ONCE = 5
+_WORK_AT_ONCE = 10**9  # distances times features between two stop points: about a second
 _DISTANCES = 2**20  # held at once, and between two looks at whether to stop
 
 
@@ -172,17 +173,38 @@ def _groups(members: NDArray[np.float64], count: int, random: np.random.Generato
 
 def _cluster(members: NDArray[np.float64], count: int, random: np.random.Generator) -> NDArray[np.int64]:
     """The group of each member, by at most 50 iterations of k-means; a few at a time, so that a run can be stopped."""
-    centres: Any = count
+    centres = _starts(members, count, random)
     assigned = np.zeros(len(members), dtype=np.int64)
-    for part in range(_ITERATIONS // _AT_ONCE):
+    at_once = max(1, min(_AT_ONCE, _WORK_AT_ONCE // (members.size * count)))
+    for _ in range(_ITERATIONS // at_once):
         stop_point()
-        before, minit = centres, "matrix" if part else "++"
+        before = centres
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)
-            centres, assigned = kmeans2(members, centres, iter=_AT_ONCE, minit=minit, missing="warn", rng=random)
-        if part and np.array_equal(centres, before):
+            centres, assigned = kmeans2(members, centres, iter=at_once, minit="matrix", missing="warn")
+        if np.array_equal(centres, before):
             break  # nothing moves any more
     return assigned
+
+
+def _starts(members: NDArray[np.float64], count: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """``count`` different members (count, D), each with a chance that grows with its squared distance to those before.
+
+    The distances to the nearest one are kept, so that the work grows with count and not with its square.
+
+    Source: Arthur & Vassilvitskii 2007, k-means++.
+    """
+    chosen = [int(random.integers(len(members)))]
+    nearest = np.full(len(members), np.inf)
+    while len(chosen) < count:
+        stop_point()
+        nearest = np.minimum(nearest, np.square(members - members[chosen[-1]]).sum(axis=1))
+        running = np.cumsum(nearest)
+        # Where the sum overflows or is too small to tell, any member that is not there yet will do.
+        drawn = random.random() * running[-1]
+        place = int(np.searchsorted(running, drawn, side="right")) if np.isfinite(drawn) else len(members)
+        chosen.append(place if place < len(members) and nearest[place] > 0 else int(nearest.argmax()))
+    return members[chosen]
 
 
 def _geometric(group: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -324,3 +324,20 @@ def test_what_is_left_open_is_decided_by_the_data() -> None:
     dataset = data(4)
     assert make(dataset, per_class=None).equals(dataset)
     assert torch.equal(make(dataset, per_class=2).inputs, make(dataset, kind="geometric", per_class=2).inputs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**30), clumps=st.integers(2, 9))
+def test_clustering_starts_in_every_clump_that_lies_far_from_the_others(seed: int, clumps: int) -> None:
+    chance = np.random.default_rng(seed)
+    centres = 1e6 * np.eye(clumps)
+    members = np.repeat(centres, 20, axis=0) + chance.normal(size=(20 * clumps, clumps))
+    starts = module_under_test._starts(members, clumps, chance)
+    assert sorted(starts.argmax(axis=1).tolist()) == list(range(clumps))
+
+
+def test_clustering_starts_are_different_members_however_many_are_alike() -> None:
+    members = np.array([[0.0]] * 50 + [[1e-200], [2.0], [3.0]])
+    for seed in range(10):
+        starts = module_under_test._starts(members, 3, np.random.default_rng(seed))
+        assert len(np.unique(starts)) == 3
