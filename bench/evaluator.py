@@ -26,7 +26,7 @@ from cogram_core.mixing import softmax_shares
 from cogram_core.observer import SilentObserver, StageInfo
 from cogram_core.trace import Decision
 
-REPEATS = 1
+REPEATS = 5
 STEPS = (1.0, 0.5, 0.25)
 TOLERANCE = 1e-6
 
