@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = (
     "bench.quality",
+    "bench.evaluator",
     "bench.transformer",
     "bench.weights",
     "bench.memory",

@@ -32,6 +32,8 @@ from cogram_core.networks.layers import Layer, LayerValue
 from cogram_core.networks.network import Network
 from cogram_core.stopping import stop_point
 
+RECORD_BYTES = 2**30
+"""The most that the outputs before a cut may take; a constant, so that results don't depend on the memory at hand."""
 _TRIAL_EXAMPLES = 6
 _CUT_EXAMPLES = 2  # a cut that is wrong is wrong for every example
 _TRIAL_ROWS = 3
@@ -220,8 +222,16 @@ class FastEvaluator:
                 cut = self._network.calls.calls[0]
             if cut == self._network.calls.calls[0] and len(self._network.layers) > 1:
                 self._notes[layer.name] = "evaluated in full: the network can't be cut before this layer"
+            elif (size := self._record_bytes(cut)) > RECORD_BYTES:
+                cut = self._network.calls.calls[0]
+                self._notes[layer.name] = f"evaluated in full: what comes before would take {size >> 20} MiB to keep"
             self._cuts[layer.name] = cut
         return self._cuts[layer.name]
+
+    def _record_bytes(self, cut: Call) -> int:
+        """What the outputs that are kept before a cut take, for all examples."""
+        kept = sum(call.numbers for call in self._network.calls.before(cut))
+        return kept * len(self._dataset) * self._network.dtype.itemsize
 
     def _trial(self, examples: int) -> FastEvaluator:
         trial = FastEvaluator(self._network, self._dataset.evenly(examples))

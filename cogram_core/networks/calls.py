@@ -9,17 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module. ``begin`` and ``end`` count all beginnings and ends of calls of the pass."""
+    """One call of a module. ``begin`` and ``end`` count all beginnings and ends of calls of the pass.
+
+    ``numbers`` says how many numbers it gave.
+    """
 
     module: str
     nth: int
     begin: int
     end: int
     parent: int | None
+    numbers: int = 0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -80,13 +85,14 @@ def record_calls(network: nn.Module, run: Callable[[], Any]) -> tuple[CallTree, 
         begun.append({"module": name, "nth": nth, "begin": next(clock), "parent": stack[-1] if stack else None})
         stack.append(len(begun) - 1)
 
-    def end() -> None:
-        begun[stack.pop()]["end"] = next(clock)
+    def end(output: Any) -> None:
+        tensors = [value for value in pytree.tree_leaves(output) if isinstance(value, Tensor)]
+        begun[stack.pop()].update(end=next(clock), numbers=sum(tensor.numel() for tensor in tensors))
 
     handles = []
     for name, module in network.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: begin(name)))
-        handles.append(module.register_forward_hook(lambda *_: end()))
+        handles.append(module.register_forward_hook(lambda _, __, output: end(output)))
     try:
         with torch.no_grad():
             result = run()

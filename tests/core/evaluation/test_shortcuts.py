@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cogram_core.evaluation import fast as module_under_test
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.evaluator import Candidates, PlainEvaluator
 from cogram_core.evaluation.fast import FastEvaluator
@@ -132,6 +133,20 @@ def test_losses_stay_those_of_full_passes(name: str, count: int) -> None:
             network.assign_row(layer, int(rows[2]), candidates.numbers[2])
             before = network.state()
         assert fast.loss() == pytest.approx(plain.loss(), rel=1e-12)
+
+
+def test_a_record_that_would_be_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Linear(50, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    network = Network(module, torch.rand(1, 6, dtype=torch.float64))
+    data = Dataset(torch.randn(20, 6, dtype=torch.float64), torch.randint(3, (20,)))
+    # Before the middle layer: 50 + 50 numbers an example, before the last 8 + 8 more.
+    monkeypatch.setattr(module_under_test, "RECORD_BYTES", 20 * 8 * 101)
+    fast, plain = FastEvaluator(network, data), PlainEvaluator(network, data)
+    for layer in network.layers:
+        candidates = Candidates(layer, torch.tensor([0, 2]), None, torch.randn(2, layer.width, dtype=torch.float64))
+        assert fast.losses(candidates) == pytest.approx(plain.losses(candidates), rel=1e-12)
+    assert [bool(fast.note(layer)) for layer in network.layers] == [False, False, True]
 
 
 def test_rows_that_are_read_in_another_way_are_not_taken_for_untouched() -> None:
