@@ -243,6 +243,7 @@ class FastEvaluator:
         trial = self._cut_trial or self._trial(_CUT_EXAMPLES)
         self._cut_trial, trial._cuts[layer.name] = None, cut
         value = _shaken(self._network.value(layer))
+        stop_point()
         try:
             trial._cut_before(layer)
             # What a module keeps for another to read must not be that of the record.

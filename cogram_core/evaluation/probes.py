@@ -26,6 +26,7 @@ from cogram_core.evaluation.rest import Rest
 from cogram_core.networks.calls import ELEMENTWISE, Call
 from cogram_core.networks.layers import Layer
 from cogram_core.networks.network import Network
+from cogram_core.stopping import stop_point
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LOOK_AHEAD = 3
@@ -135,6 +136,7 @@ def _function_between(rest: Rest, linear: Call, own: Tensor) -> str | None:
     random = torch.Generator().manual_seed(0)
     left = list(ELEMENTWISE)
     for _ in range(1 if own.numel() >= _ENOUGH_NUMBERS else _DRAWS):
+        stop_point()
         sizes = torch.rand(own.shape, generator=random, dtype=torch.float64) * 8 - 3
         signs = torch.randint(0, 2, own.shape, generator=random) * 2 - 1
         wide = (signs * 10**sizes).to(own.device, own.dtype)

@@ -84,6 +84,7 @@ def test_a_stopped_worker_gives_its_job_back_at_once_and_uncounted(rig: Rig, ask
     rig.until(lambda: [path.name for path in left.iterdir()] == ["trace.journal"])
     rig.worker()
     rig.deciding(fusion_id, attempt=2)
+    rig.until(lambda: rig.events(fusion_id, EventType.RESUMED))  # told when all that was recorded is taken over
     (resumed,) = rig.events(fusion_id, EventType.RESUMED)
     assert (resumed.attempt, resumed.data["decisions"] > 0) == (2, True)
 
