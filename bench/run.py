@@ -17,9 +17,13 @@ BENCHMARKS = (
 
 
 def main() -> None:
+    failed = []
     for name in BENCHMARKS:
         print(f"\n## python -m {name}\n", flush=True)
-        subprocess.run([sys.executable, "-m", name], check=True)
+        if subprocess.run([sys.executable, "-m", name], check=False).returncode != 0:
+            failed.append(name)
+    if failed:
+        sys.exit(f"did not end well, or missed what they ask for: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ class Decision:
     """One merge, refinement, rollback or skip of one unit, with the losses that led to it. Losses are in nats.
 
     A training stage has one row a tensor and phase, with the losses on the training data before and after the phase.
-    ``row`` is the neuron's index; ``column`` is there for single weights, and counts
-    the neuron's numbers, the bias last. ``shares`` has one number a source;
-    ``payload`` holds shares that differ from weight to weight, as ``mixing.pack_shares`` writes them, or the values of a
-    trained tensor, as ``payload.pack_values`` does. ``step`` is how
-    much of the way from the old value to the mix was gone. ``elapsed`` is in seconds since the run began.
+    ``row`` is the neuron's index; ``column`` is there for single weights, and counts the neuron's numbers, the bias last.
+    ``shares`` has one number a source, and one an extra candidate of CoGraM's; ``payload`` holds shares that differ from
+    weight to weight, as ``mixing.pack_shares`` writes them, or the values of a trained tensor, as ``payload.pack_values``
+    does. ``step`` is how much of the way from the old value to the mix was gone. ``elapsed`` is in seconds since the run
+    began.
     """
 
     seq: int

@@ -2,7 +2,7 @@
 
 What stays the same between candidates is computed once: everything before the visited layer (``rest``), the layer's own
 inputs and outputs, and, where a linear layer follows, that layer's outputs, too, to which a candidate then adds a matrix
-of rank one (``probes``). Candidates for neurons and weights are scored in batches of examples that they change at all.
+of rank one (``probes``). Candidates for neurons and weights are scored in batches.
 
 How it knows that it may: at the first visit of a layer every shortcut is tried on a few examples against full forward
 passes, with the layer changed at random. A shortcut that doesn't agree is not taken, and ``note`` says so.

@@ -24,7 +24,7 @@ class Rest:
     """Runs what comes after a cut, on one batch of examples or on a choice of them.
 
     Every outermost call that ended before the cut's begins gives its recorded output. What stands between calls is run
-    again, and so is everything around the cut, so that any module tree will do.
+    again, and so is everything around the cut, so that no list of known modules is needed.
     """
 
     def __init__(self, network: Network, inputs: Tensor) -> None:
@@ -198,7 +198,7 @@ class Rest:
         examples = self._examples
         if examples is not None and (self._used is None or key in self._used):
             return pytree.tree_map(lambda v: v.index_select(0, examples) if isinstance(v, Tensor) else v, value)
-        return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, value) if self._copied else value
+        return _copy(value) if self._copied else value
 
     def _fill(self, missing: set[Key]) -> None:
         """Runs up to the cut and keeps the outputs of the missing calls."""
@@ -211,7 +211,7 @@ class Rest:
             counts[name] += 1
             if key in missing:
                 if self._copied:
-                    output = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, output)
+                    output = _copy(output)
                 versions.extend((v, v._version) for v in pytree.tree_leaves(output) if isinstance(v, Tensor))
                 fresh[key] = output
 

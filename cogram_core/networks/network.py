@@ -139,8 +139,10 @@ def _run_once(module: nn.Module, example: Tensor) -> tuple[CallTree, Tensor]:
 
 
 def _layers(module: nn.Module, calls: CallTree) -> Iterator[Layer]:
-    """The parameterised modules in the order in which they complete; one that others use without calling it stands
-    before the module around it that is called."""
+    """The parameterised modules in the order in which they complete.
+
+    One that others use without calling it stands before the module around it that is called.
+    """
     places = {}
     for name, inner in module.named_modules():
         if own_tensors(inner):
