@@ -4,7 +4,7 @@ Shares are rounded to multiples of a power of two before they are used. A float3
 significant bits, so the products and, but for extreme spreads of magnitude, their sum are exact in float64, and the only
 rounding is the one at the end. Hence a mix of given shares doesn't depend on the order of the sources, and equal
 sources give themselves. (The shares of three and more sources may depend on it in their last bit: a third is no multiple
-of a power of two.) Values of float64 leave no such room; there ``keep_common`` sees to it that equal sources give
+of a power of two.) Values of float64 leave no such room; there it is seen to that equal sources give
 themselves.
 """
 
@@ -50,36 +50,31 @@ def round_shares(shares: Sequence[float], bits: int = SCALAR_BITS) -> tuple[floa
     return tuple((high - low) / unit for low, high in pairwise(bounds))
 
 
-def mix(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Σ aᵢ·xᵢ in float64, one scalar share a value; values of one shape (...)."""
-    total = values[0].double() * shares[0]
-    for value, share in zip(values[1:], shares[1:], strict=True):
-        total += value.double() * share
-    return total
+def mix(values: Iterable[Tensor], shares: Sequence[float | Tensor]) -> Tensor:
+    """Σ aᵢ·xᵢ in float64 with shares that sum to one; where float64 values all agree, they give themselves.
 
-
-def keep_common(values: Sequence[Tensor], mixed: Tensor) -> Tensor:
-    """``mixed``, with the common value wherever all ``values`` agree: a mean of float64 may be off in the last digit."""
-    first, *others = values
-    if first.dtype != torch.float64:
-        return mixed
-    same = torch.ones_like(first, dtype=torch.bool)
-    for other in others:
-        same &= other == first
-    return torch.where(same, first, mixed)
-
-
-def mix_streamed(values: Iterable[Tensor], shares: Sequence[float | Tensor]) -> Tensor:
-    """``mix`` and ``keep_common`` over values of shape (...) that are taken one by one, so that one is held at a time.
-
-    Shares may be tensors that broadcast against the values.
+    Args:
+        values: of one shape (...), taken one by one, so that one is held at a time.
+        shares: one a value: numbers, or tensors that broadcast against the values.
     """
     first, same, total = _summed(values, shares)
     return total if same is None else torch.where(same, first, total)
 
 
+def weighted_sum(values: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ wᵢ·xᵢ in float64; values of one shape (...), taken one by one."""
+    return _summed(values, weights)[2]
+
+
+def weighted_mean(values: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ wᵢ·xᵢ / Σ wᵢ in float64; equal values give themselves, for there is one division, at the end."""
+    first, same, total = _summed(values, weights)
+    mean = total / math.fsum(weights)
+    return mean if same is None else torch.where(same, first, mean)
+
+
 def plain_average(values: Iterable[Tensor], count: int) -> Tensor:
-    """The mean of ``count`` values of shape (...) with equal weights, rounded once, to their dtype; taken one by one."""
+    """The mean of ``count`` values of one dtype with equal weights, rounded once, to it."""
     first, same, total = _summed(values, [1.0] * count)
     mean = total / count
     return (mean if same is None else torch.where(same, first, mean)).to(first.dtype)
@@ -91,6 +86,7 @@ def _summed(values: Iterable[Tensor], shares: Sequence[float | Tensor]) -> tuple
     same: Tensor | None = None
     for place, (value, share) in enumerate(zip(values, shares, strict=True)):
         if place == 0:
+            # Not from zero: zero plus a negative zero would lose its sign.
             first, total = value, value.double() * share
             same = torch.ones_like(value, dtype=torch.bool) if value.dtype == torch.float64 else None
             continue
@@ -127,14 +123,7 @@ def mix_elementwise(values: Sequence[Tensor], bounds: Tensor) -> Tensor:
     """Σ aᵢ·xᵢ in float64 with the shares between successive ``bounds`` (see ``elementwise_bounds``)."""
     unit = 1 << ELEMENTWISE_BITS
     edges = [torch.zeros_like(bounds[0]), *bounds, torch.full_like(bounds[0], unit)]
-    terms = [
-        value.double() * ((high - low).double() / unit)
-        for value, (low, high) in zip(values, pairwise(edges), strict=True)
-    ]
-    total = terms[0]  # not zero: zero plus a negative zero would lose its sign
-    for term in terms[1:]:
-        total += term
-    return keep_common(values, total)
+    return mix(values, [(high - low).double() / unit for low, high in pairwise(edges)])
 
 
 def mean_shares(bounds: Tensor) -> tuple[float, ...]:

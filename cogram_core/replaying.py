@@ -15,7 +15,7 @@ from cogram_core.errors import CheckpointError, InvalidInput, Problem, ReplayErr
 from cogram_core.guard import Choice
 from cogram_core.methods import METHODS, cogram
 from cogram_core.methods.contract import MethodParams, TensorMethod, parse_params
-from cogram_core.mixing import mix_elementwise, mix_streamed, plain_average, step_towards, unpack_shares
+from cogram_core.mixing import mix, mix_elementwise, plain_average, step_towards, unpack_shares
 from cogram_core.networks.layers import Layer, make_layer
 from cogram_core.output import output_dtypes, write_checkpoint
 from cogram_core.payload import unpack_values
@@ -176,7 +176,7 @@ def _merge(
         if column is not None:
             current = current.view(-1)[column[1]]
             values = [value.reshape(-1)[column[1]] for value in values]
-        mixed = mix_streamed([*values, *_extra_values(params, current, values)], decision.shares)
+        mixed = mix([*values, *_extra_values(params, current, values)], decision.shares)
         current.copy_(step_towards(current, mixed, decision.step))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from cogram_core.methods.contract import Field, MethodParams, TensorMethod
-from cogram_core.mixing import keep_common, mix
+from cogram_core.mixing import weighted_mean, weighted_sum
 
 
 class Params(MethodParams):
@@ -30,11 +29,7 @@ def merge(tensors: Sequence[Tensor], weights: Sequence[float], params: Params) -
 
     Source: model soups, Wortsman et al. 2022, arXiv:2203.05482, uniform soup with weights.
     """
-    total = mix(tensors, weights)
-    if not params.normalize:
-        return total
-    # One division at the end: n equal tensors give themselves, where n products with a rounded 1/n need not.
-    return keep_common(tensors, total / math.fsum(weights))
+    return (weighted_mean if params.normalize else weighted_sum)(tensors, weights)
 
 
 METHOD = TensorMethod(name="linear", params=Params, merge=merge)

@@ -13,7 +13,7 @@ from cogram_core.evaluation.fast import FastEvaluator
 from cogram_core.methods.cogram.decide import Judge, Judgement, Thresholds
 from cogram_core.methods.cogram.params import Params
 from cogram_core.methods.contract import StageContext
-from cogram_core.mixing import mix_streamed, plain_average, step_towards
+from cogram_core.mixing import mix, plain_average, step_towards
 from cogram_core.networks.layers import Layer, LayerValue, Level
 from cogram_core.trace import Decision
 
@@ -239,7 +239,7 @@ class Visitor:
 
     def _target(self, layer: Layer, shares: Sequence[float]) -> dict[str, Tensor]:
         """Σ aᵢ·Sᵢ[u] in float64, tensor by tensor and source by source."""
-        return {name: mix_streamed(self._mixed(name), shares) for name in layer.tensors}
+        return {name: mix(self._mixed(name), shares) for name in layer.tensors}
 
     def _mixed(self, name: str) -> Iterator[Tensor]:
         for source in self.context.sources:

@@ -14,7 +14,7 @@ from cogram_core.evaluation.evaluator import Candidates, Pool
 from cogram_core.methods.cogram.params import Extra
 from cogram_core.methods.cogram.visitor import Visitor
 from cogram_core.methods.contract import Source
-from cogram_core.mixing import mix_streamed, plain_average, step_towards
+from cogram_core.mixing import mix, plain_average, step_towards
 from cogram_core.networks.layers import Layer, Level
 from cogram_core.networks.network import Network
 
@@ -122,7 +122,7 @@ class Window:
         """Σ aᵢ·Sᵢ[u] of some units, in float64, (A, width) or (A,)."""
         weights = torch.tensor(shares, dtype=torch.float64, device=self.block.current.device).t()
         chosen = self._of(self.block.candidates, units)
-        return mix_streamed(chosen, list(weights if self.level == "weight" else weights.unsqueeze(-1)))
+        return mix(chosen, list(weights if self.level == "weight" else weights.unsqueeze(-1)))
 
     def stepped(self, units: Sequence[int], targets: Tensor, step: float) -> Tensor:
         """M[u] + t·(W − M[u]) of some units, rounded once, to the compute dtype."""
