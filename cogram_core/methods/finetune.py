@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,6 @@ from cogram_core.payload import pack_values
 from cogram_core.seeding import generator
 from cogram_core.stopping import stop_point
 from cogram_core.trace import Action
-
-_BETA_MEAN, _BETA_SQUARE, _EPSILON = 0.9, 0.999, 1e-8  # the paper of Adam's
 
 
 class Params(MethodParams):
@@ -118,13 +116,17 @@ def _train(context: StageContext, params: Params, phase: _Phase, data: Dataset) 
     """Trains the network in place; why it could not, as soon as a parameter is not finite at an epoch's end."""
     # Of their own, but in the network's memory: the network itself never asks for gradients.
     leaves = {name: context.network.tensor(name).requires_grad_() for name in context.network.parameters}
-    adam = _Adam(tuple(leaves.values()), phase.lr)
+    values = tuple(leaves.values())
+    adam = torch.optim.Adam(values, lr=phase.lr, foreach=False)
     for epoch in range(phase.first, phase.first + phase.epochs):
         for batch in _batches(data, context, params.batch_size, epoch):
             loss = _loss(context.network.module, leaves, batch)
             if not loss.requires_grad:
                 return "no gradient reaches a parameter"
-            adam.step(torch.autograd.grad(loss, adam.values, materialize_grads=True))
+            gradients = torch.autograd.grad(loss, values, materialize_grads=True)
+            for value, gradient in zip(values, gradients, strict=True):
+                value.grad = gradient
+            adam.step()
             stop_point()
         context.progress(epoch + 1, params.kickoff_epochs + params.epochs)
         for name, leaf in leaves.items():
@@ -151,28 +153,6 @@ def _loss(module: nn.Module, leaves: Mapping[str, Tensor], batch: Dataset) -> Te
         case "causal_lm":
             logits, following = outputs[:, :-1].flatten(0, 1), batch.targets[:, 1:].flatten()
             return nn.functional.cross_entropy(logits, following, ignore_index=IGNORED)
-
-
-class _Adam:
-    """By hand: torch.optim brings torch's compiler along, 80 MB and two seconds."""
-
-    def __init__(self, values: Sequence[Tensor], lr: float) -> None:
-        self.values = values
-        self._lr = lr
-        self._means = [torch.zeros_like(value) for value in values]
-        self._squares = [torch.zeros_like(value) for value in values]
-        self._steps = 0
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Moves the values, in place, against their gradients."""
-        self._steps += 1
-        size = self._lr / (1 - _BETA_MEAN**self._steps)
-        root = math.sqrt(1 - _BETA_SQUARE**self._steps)
-        for value, gradient, mean, square in zip(self.values, gradients, self._means, self._squares, strict=True):
-            mean.lerp_(gradient, 1 - _BETA_MEAN)
-            square.mul_(_BETA_SQUARE).addcmul_(gradient, gradient, value=1 - _BETA_SQUARE)
-            value.addcdiv_(mean, (square.sqrt() / root).add_(_EPSILON), value=-size)
 
 
 def mean_loss(network: Network, data: Dataset, batch_size: int) -> float:
