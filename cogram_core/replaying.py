@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from cogram_core.output import output_dtypes, write_checkpoint
 from cogram_core.payload import unpack_values
 from cogram_core.recipe import Recipe
 from cogram_core.sources import CheckpointStore, LoadedSource
-from cogram_core.trace import Decision, Trace
+from cogram_core.trace import VERSION, Decision, Trace
 
 
 def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path) -> Path:
@@ -36,7 +37,7 @@ def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path)
         The folder, with the same ``model.safetensors`` (or shards) byte for byte.
 
     Raises:
-        ReplayError: if the trace is not one, or belongs to other sources.
+        ReplayError: if the trace is not one, is of another version, or belongs to other sources.
         CheckpointError: if a source is not a valid checkpoint.
         OutputError: if the folder can't be written.
     """
@@ -56,12 +57,31 @@ def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path)
 
 def _read_metadata(record: Trace) -> tuple[Recipe, list[tuple[str, str]], Choice]:
     """The recipe, the sources' names and digests, and what was written."""
+    if (version := record.metadata["version"]) != VERSION:
+        message = f"is of version {version}, this program replays version {VERSION}; use the program that wrote it"
+        raise ReplayError([Problem("trace", "replay.other_version", message)])
     try:
         recipe = Recipe.from_document(record.metadata["recipe"])
         sources = [(entry["name"], entry["sha256"]) for entry in record.metadata["sources"]]
-        return recipe, sources, Choice(**record.metadata["written"])
+        written = Choice(**record.metadata["written"])
     except (KeyError, TypeError, InvalidInput) as error:
         raise _damaged(f"its metadata don't say how it was made ({error})") from error
+    if len(sources) != len(recipe.sources):
+        raise _damaged(f"its recipe has {len(recipe.sources)} sources, and {len(sources)} were used")
+    if not _is_possible(written, len(sources)):
+        raise _damaged("it doesn't say which network was written")
+    return recipe, sources, written
+
+
+def _is_possible(written: Choice, sources: int) -> bool:
+    """Whether what a file says of a choice is one: a dataclass takes anything."""
+    if written.kind == "source":
+        return _is_count(written.source) and written.source < sources
+    return written.kind in ("average", "stage") and _is_count(written.seq)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 def _matched(
@@ -100,7 +120,8 @@ def rebuild(
         ReplayError: if a decision doesn't fit the sources.
     """
     if written.kind == "source":
-        return sources[written.source or 0].read
+        assert written.source is not None
+        return sources[written.source].read
     if written.kind == "average":
         return lambda name: plain_average((source.read(name) for source in sources), len(sources))
     state: dict[str, Tensor] = {}
@@ -113,7 +134,7 @@ def rebuild(
         count += 1
         try:
             apply_decision(decision, sources, state, layers, params[decision.stage])
-        except (KeyError, IndexError, ValueError, RuntimeError, CheckpointError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, CheckpointError) as error:
             raise _damaged(f"decision {decision.seq} doesn't fit the sources: {error}") from error
     floating = {name for name, facts in sources[0].store.facts().items() if facts.floating}
     if count != written.seq or state.keys() != floating:
@@ -147,7 +168,7 @@ def apply_decision(
     """Carries out one decision on ``state``: a whole tensor is replaced, a unit is changed in its place.
 
     Raises:
-        KeyError, IndexError, ValueError, RuntimeError: if it doesn't fit the sources.
+        KeyError, IndexError, TypeError, ValueError, RuntimeError: if it doesn't fit the sources.
     """
     if decision.action == "trained":
         state[decision.layer] = _trained_tensor(decision, sources[0])

@@ -27,6 +27,8 @@ UnitKind = Literal["tensor", "layer", "neuron", "weight"]
 Action = Literal["merged", "trained", "refined", "rolled_back", "skipped"]
 
 METADATA_KEY = b"cogram"
+VERSION = 1
+"""Of a trace's columns and of what they mean; it stands in the metadata."""
 JOURNAL_NAME = "trace.journal"
 _CHECKSUM_KEY = b"crc32"
 _METADATA = {"version", "recipe", "sources", "written", "verdict"}

@@ -250,6 +250,7 @@ def column(table: pa.Table, name: str, change: Callable[[Any], Any]) -> pa.Table
         lambda table: column(table, "layer", lambda _: "nobody"),
         lambda table: column(table, "shares", lambda shares: shares and shares[:1]),
         lambda table: column(table, "shares", lambda _: None),
+        lambda table: column(table, "shares", lambda shares: shares and [None] * len(shares)),
         lambda table: column(table, "step", lambda _: None),
         lambda table: column(table, "row", lambda row: None if row is None else 10_000),
         lambda table: column(table, "stage", lambda stage: stage + 7),
@@ -265,6 +266,7 @@ def column(table: pa.Table, name: str, change: Callable[[Any], Any]) -> pa.Table
         "layer",
         "share",
         "no shares",
+        "empty shares",
         "no step",
         "row",
         "stage",
@@ -302,15 +304,55 @@ def test_a_changed_byte_in_a_trace_never_gives_other_bytes(finished: Run, tmp_pa
     assert refused > 10
 
 
-@pytest.mark.parametrize("key", ["recipe", "sources", "written"])
-def test_a_trace_that_does_not_say_how_it_was_made_is_refused(finished: Run, tmp_path: Path, key: str) -> None:
+def with_metadata(run: Run, path: Path, **changed: Any) -> Path:
     def change(table: pa.Table) -> pa.Table:
-        metadata = json.loads(table.schema.metadata[METADATA_KEY])
-        metadata[key] = {"nonsense": 1}
+        metadata = json.loads(table.schema.metadata[METADATA_KEY]) | changed
         return table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
 
-    path = rewritten(finished, tmp_path / "bad.parquet", change)
+    return rewritten(run, path, change)
+
+
+@pytest.mark.parametrize("key", ["recipe", "sources", "written"])
+def test_a_trace_that_does_not_say_how_it_was_made_is_refused(finished: Run, tmp_path: Path, key: str) -> None:
+    path = with_metadata(finished, tmp_path / "bad.parquet", **{key: {"nonsense": 1}})
     assert refusal(finished, tmp_path / "again", trace=path) == ["replay.damaged"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kind": "nonsense"},
+        {"kind": "source", "source": None},
+        {"kind": "source", "source": 2},
+        {"kind": "source", "source": -1},
+        {"kind": "source", "source": "1"},
+        {"kind": "source", "source": True},
+        {"seq": -1},
+        {"seq": 1.5},
+        {"seq": "3"},
+        {"seq": None},
+    ],
+    ids=str,
+)
+def test_a_trace_that_names_no_network_that_could_be_written_is_refused(
+    finished: Run, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    written = Trace(finished.trace).metadata["written"] | changed
+    path = with_metadata(finished, tmp_path / "bad.parquet", written=written)
+    assert refusal(finished, tmp_path / "again", trace=path) == ["replay.damaged"]
+
+
+def test_a_trace_whose_recipe_has_other_sources_than_were_used_is_refused(finished: Run, tmp_path: Path) -> None:
+    recipe = Trace(finished.trace).metadata["recipe"]
+    third = {**recipe["sources"][0], "name": "third"}
+    path = with_metadata(finished, tmp_path / "bad.parquet", recipe=recipe | {"sources": [*recipe["sources"], third]})
+    assert refusal(finished, tmp_path / "again", trace=path) == ["replay.damaged"]
+
+
+@pytest.mark.parametrize("version", [0, 2, None])
+def test_a_trace_of_another_version_is_refused(finished: Run, tmp_path: Path, version: int | None) -> None:
+    path = with_metadata(finished, tmp_path / "bad.parquet", version=version)
+    assert refusal(finished, tmp_path / "again", trace=path) == ["replay.other_version"]
 
 
 def test_what_is_no_trace_is_refused(finished: Run, tmp_path: Path) -> None:
