@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from cogram_core.checkpoints.atomic import atomic_folder
+from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.errors import CheckpointError, InvalidInput, Problem, ReplayError
 from cogram_core.guard import Choice
@@ -47,7 +47,7 @@ def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path)
     try:
         loaded = _matched(recipe, [CheckpointStore(reader) for reader in readers], expected)
         state = rebuild(recipe, loaded, record.decisions(), written)
-        with atomic_folder(Path(output)) as folder:
+        with abandoned_folders(Path(output)), atomic_folder(Path(output)) as folder:
             write_checkpoint(folder, recipe, loaded[0].store, output_dtypes(recipe, loaded[0].store), state)
     finally:
         for reader in readers:

@@ -10,7 +10,7 @@ from typing import Any
 from cogram_core.calibration.outcome import Calibration, write_files
 from cogram_core.calibration.settings import Search, Setting
 from cogram_core.calibration.trials import CALIBRATING, Trials, with_setting
-from cogram_core.checkpoints.atomic import atomic_folder
+from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.errors import InvalidInput, Problem
 from cogram_core.methods.cogram.params import LEVELS, Params
 from cogram_core.observer import Observer, SilentObserver
@@ -54,6 +54,7 @@ def calibrate(
     place = _check(parsed, stage, trials)
     heard = observer or SilentObserver()
     with ExitStack() as stack, stoppable(heard):
+        stack.enter_context(abandoned_folders(Path(output)))
         folder = stack.enter_context(atomic_folder(Path(output)))
         stack.enter_context(writable(output))
         paths = paths_of(parsed, inputs or {})

@@ -175,6 +175,14 @@ def test_a_stopped_calibration_writes_nothing(recipe: dict[str, Any], tmp_path: 
     assert entries(tmp_path) == []
 
 
+def test_what_a_killed_calibration_left_is_cleared_away_by_the_next(recipe: dict[str, Any], tmp_path: Path) -> None:
+    left = tmp_path / ".out.0123456789ab.partial" / "tmp"
+    left.mkdir(parents=True)
+    (left / "trace.journal").write_bytes(b"rows")
+    cogram_core.calibrate(recipe, tmp_path / "out", trials=1)
+    assert entries(tmp_path) == ["out"]
+
+
 def test_a_folder_with_something_in_it_is_refused_before_the_first_trial(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:

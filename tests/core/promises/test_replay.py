@@ -198,6 +198,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("finished"), specialists(2), ["fisher", NEURON], guard="report")
 
 
+def test_what_a_killed_replay_left_is_cleared_away_by_the_next(finished: Run, tmp_path: Path) -> None:
+    left = tmp_path / ".again.0123456789ab.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    replay(finished.sources, finished.trace, tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
 def refusal(run: Run, target: Path, sources: list[Path] | None = None, trace: Path | None = None) -> list[str]:
     with pytest.raises(ReplayError) as caught:
         replay(sources or run.sources, trace or run.trace, target)
