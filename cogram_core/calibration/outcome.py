@@ -61,8 +61,8 @@ class Calibration:
 
     @property
     def holdout_unseen(self) -> bool:
-        """Whether no decision looked at the holdout data."""
-        return not self.recipe.stages[self.stage].parameters["unit_guard"]
+        """Whether no decision of any stage looked at the holdout data."""
+        return not any(stage.parameters.get("unit_guard") for stage in self.recipe.stages)
 
     @property
     def summary(self) -> str:

@@ -153,6 +153,15 @@ def test_only_the_named_one_of_several_stages_is_changed(tmp_path: Path) -> None
     assert [trial.setting.layer for trial in found.trials] == [3.0, 0.375, 0.75]
 
 
+@pytest.mark.parametrize("guarded", [None, 1, 2])
+def test_holdout_is_unseen_only_if_no_stages_moves_are_held_against_it(tmp_path: Path, guarded: int | None) -> None:
+    cogram = {"method": "cogram", "granularity": "layer"}
+    stages = [STAGES[0], *(cogram | {"unit_guard": place == guarded} for place in (1, 2))]
+    found = cogram_core.calibrate(document(tmp_path, stages), tmp_path / "out", stage=1, trials=1)
+    assert found.holdout_unseen == (guarded is None)
+    assert ("no decision and no choice has seen" in found.summary) == (guarded is None)
+
+
 def test_everything_that_keeps_a_recipe_from_being_calibrated_is_told_at_once(tmp_path: Path) -> None:
     recipe = recipe_document(tmp_path, [mlp(0), mlp(1)], ["linear"], guard="off")
     with pytest.raises(InvalidInput) as caught:
