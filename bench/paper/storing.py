@@ -1,4 +1,4 @@
-"""Measured results on disk, each under a digest of everything that it depends on."""
+"""Measured results on disk, each under a digest of the code that it depends on, and of what was asked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = dict[str, Any]
 
 _ROOT = Path(__file__).resolve().parents[2]
 KEPT = _ROOT / ".cache" / "bench-paper"
-_MEASURED_BY = ("cogram_core/**/*.py", "bench/tasks.py", "bench/paper/measuring.py")
+_MEASURED_BY = ("cogram_core/**/*.py", "cogram_core/**/*.[ch]", "bench/tasks.py", "bench/paper/measuring.py")
 
 
 @cache

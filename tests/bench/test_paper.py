@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.paper import plotting
+from bench.paper import plotting, storing
 from bench.paper.asking import FISHER, Asking, accuracies
 from bench.paper.experiments import kickoff, layer_level
 from bench.paper.measuring import fusion, training
@@ -37,6 +37,12 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_another_question_is_measured
     assert asked == [0, 1, 2, 2, 3, 4]
     answer(measure, {"setting": "b", "seed": 0}, tmp_path)
     assert asked[6:] == [0]
+
+
+def test_what_was_measured_depends_on_all_code_of_the_core() -> None:
+    code = {path for kind in ("py", "c", "h") for path in (storing._ROOT / "cogram_core").rglob(f"*.{kind}")}
+    assert any(path.suffix == ".c" for path in code)
+    assert code < {path for pattern in storing._MEASURED_BY for path in storing._ROOT.glob(pattern)}
 
 
 def test_means_deviations_and_errors_are_those_of_numpy() -> None:
