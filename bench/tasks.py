@@ -13,10 +13,11 @@ of all. Sources start from the same initialisation or each from its own. A task 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -169,7 +170,9 @@ def _network(setting: Setting, seed: int, place: int, share: Examples) -> nn.Seq
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(start)
         network = setting.make()
-    kept = _cache() / f"{setting.name.replace(', ', '-').replace(' ', '-')}-{seed}-{place}.safetensors"
+    facts = asdict(setting) | {"make": setting.make.__qualname__}
+    asked = hashlib.sha256(json.dumps([facts, seed, place], sort_keys=True).encode()).hexdigest()[:24]
+    kept = _cache() / f"{asked}.safetensors"
     if kept.exists():
         network.load_state_dict(load_file(kept))
         return network.eval()
