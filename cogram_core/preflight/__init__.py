@@ -1,7 +1,6 @@
 """All that headers alone can tell, all problems at once, with estimates. Free of torch and numpy: the API runs it."""
 
 from cogram_core.preflight.checks import (
-    Estimates,
     Preflight,
     criterion_problems,
     needs_network,
@@ -9,6 +8,7 @@ from cogram_core.preflight.checks import (
     prototype_problems,
 )
 from cogram_core.preflight.data import DatasetFacts, LossKind, read_dataset_facts
+from cogram_core.preflight.estimates import Estimates
 from cogram_core.preflight.files import preflight_files
 from cogram_core.preflight.summaries import NETWORK_FILE, CheckpointSummary, summarise_checkpoint
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cogram_core.checkpoints.header import DTYPES, CheckpointHeader
+from cogram_core.checkpoints.header import CheckpointHeader
 from cogram_core.errors import Problem
 from cogram_core.preflight.data import (
     PLAIN,
@@ -17,26 +17,15 @@ from cogram_core.preflight.data import (
     token_problems,
     value_problems,
 )
+from cogram_core.preflight.estimates import Estimates, estimate
 from cogram_core.preflight.summaries import CheckpointSummary
-from cogram_core.recipe.document import Recipe, Source, Stage
+from cogram_core.recipe.document import Recipe, Source
 from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, Residual, expected_tensors, vocabulary
 from cogram_core.recipe.methods import catalogue
 
 _LISTED = 50
 _ELEMENTWISE = {"relu", "gelu", "silu", "tanh", "sigmoid", "dropout", "identity"}
 _MEANS = {"geometric", "arithmetic", "kmeans"}
-_GRADIENTS = 2**23  # elements that fisher holds at once
-# Trace rows and report beside the tensors, and what Python and torch take.
-_FIXED_MEMORY = 400 * 2**20
-_FIXED_DISK = 16 * 2**20
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Bytes of memory and disk that a run is expected to take; meant for admission, right within a factor of about two."""
-
-    memory_bytes: int
-    disk_bytes: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ def preflight(
             problems += criterion_problems(recipe, (datasets[name].loss for name in judged))
             for location, facts in _data(recipe, datasets):
                 problems += _compare_data(layers, facts, location)
-    return Preflight(tuple(_limited(problems)), layers, _estimates(recipe, first.header, datasets, layers))
+    return Preflight(tuple(_limited(problems)), layers, estimate(recipe, first.header, datasets, layers))
 
 
 def _limited(problems: list[Problem]) -> Iterator[Problem]:
@@ -232,52 +221,3 @@ def _last_features(layers: tuple[AnyLayer, ...]) -> int | None:
         if layer.torch_class.lower() not in _ELEMENTWISE:
             return None
     return None
-
-
-def _estimates(
-    recipe: Recipe,
-    header: CheckpointHeader,
-    datasets: Mapping[str, DatasetFacts],
-    layers: tuple[AnyLayer, ...] | None,
-) -> Estimates:
-    """The network once in the compute dtype, float64 statistics of each source, the data; the output and the trace."""
-    element = 8 if recipe.compute_dtype == "float64" else 4
-    methods = {stage.method for stage in recipe.stages}
-    statistics = 8 * (len(recipe.sources) + 2) if "fisher" in methods else 16
-    phases = sum(_phases(stage) for stage in recipe.stages)
-    # Gradients, Adam's two means, and the network as it was before the phase; Fisher's statistics are gone by then.
-    statistics = max(statistics, 4 * element if phases else 0)
-    # One gradient or as many as fisher holds at once, and their squares beside them.
-    gradients = 2 * element * max(header.parameters, _GRADIENTS) if "fisher" in methods else 0
-    used = {reference.value for reference in recipe.references() if reference.kind == "dataset"}
-    data = sum(datasets[value].examples * math.prod(datasets[value].input_shape) for value in used) * element
-    outputs = max((_outputs(datasets[value], layers or ()) for value in used), default=0) * element
-    largest = max((spec.elements for spec in header.tensors.values()), default=0)
-    payload = 2 * (len(recipe.sources) - 1) * header.parameters if "fisher" in methods else 0
-    payload += phases * element * header.parameters  # training leaves its values in the trace
-    out = header.nbytes if recipe.output.dtype == "source" else header.parameters * _itemsize(recipe.output.dtype)
-    return Estimates(
-        memory_bytes=_FIXED_MEMORY
-        + header.parameters * (2 * element + statistics)
-        + gradients
-        + 2 * (data + outputs)
-        + 24 * largest,
-        disk_bytes=_FIXED_DISK + out + 2 * payload,
-    )
-
-
-def _outputs(facts: DatasetFacts, layers: tuple[AnyLayer, ...]) -> int:
-    """Numbers that the network gives for all examples, as far as that can be told."""
-    scores = 1 if facts.loss == "mean_squared_error" else _last_features(layers) or 1
-    return facts.examples * math.prod(facts.target_shape) * scores
-
-
-def _phases(stage: Stage) -> int:
-    """How many times a stage writes down the whole network."""
-    if catalogue()[stage.method].kind != "training":
-        return 0
-    return sum(stage.parameters[name] > 0 for name in ("kickoff_epochs", "epochs"))
-
-
-def _itemsize(dtype: str) -> int:
-    return DTYPES[{"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]].size
