@@ -97,7 +97,10 @@ def keep_journal(folder: Path) -> None:
 
 
 def _size(journal: Path) -> int:
-    return journal.stat().st_size if journal.is_file() else 0
+    try:
+        return journal.stat().st_size
+    except OSError:  # the reaper may have removed it just now
+        return 0
 
 
 def remove_if_empty(folder: Path) -> None:

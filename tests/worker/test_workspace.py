@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
 from threading import Event, Thread
+
+import pytest
 
 from worker.workspace import Workspace, attempts, remove_if_empty
 
@@ -62,6 +65,28 @@ def test_an_attempt_leaves_its_journal_and_those_that_reach_further(tmp_path: Pa
     ]
     assert [path.name for path in (tmp_path / "fus_1" / "3").iterdir()] == ["trace.journal"]
     assert (tmp_path / "fus_1" / "4" / "output").is_dir()  # a later attempt has another worker
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_a_journal_that_the_reaper_removes_between_two_looks_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """The lease was lost, and another attempt has ended the fusion."""
+    earlier, own = _left(tmp_path, 1, b"rows"), _left(tmp_path, 2, b"more rows")
+    stat, looks = Path.stat, []
+
+    def removed_before(path: Path, **options: bool) -> os.stat_result:
+        if path == earlier.journal:
+            looks.append(path)
+            if len(looks) == look:
+                shutil.rmtree(earlier.path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", removed_before)
+    own.leave()
+    monkeypatch.undo()
+    assert attempts(tmp_path / "fus_1") == [(2, own.path)]
+    assert own.journal.read_bytes() == b"more rows"
 
 
 def test_an_attempt_without_a_journal_leaves_nothing(tmp_path: Path) -> None:
