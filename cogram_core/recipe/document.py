@@ -116,6 +116,8 @@ class Guard(_Part):
     @model_validator(mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
+        if not isinstance(value, str | Mapping | Guard):
+            raise ValueError("must be best_on_holdout, report or off, or a mapping with the keys mode and criterion")
         return {"mode": value} if isinstance(value, str) else value
 
 

@@ -62,7 +62,8 @@ def unknown_method(name: str, location: str) -> Problem:
 def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location: str) -> list[Problem]:
     """All that is wrong with a stage's parameters."""
     errors = _Validator(entry.schema).iter_errors(dict(parameters))
-    problems = [problem for error in errors for problem in _as_problems(error, entry, location)]
+    # A value of the wrong type is none of an enumeration's either: two faults, one sentence.
+    problems = list(dict.fromkeys(problem for error in errors for problem in _as_problems(error, entry, location)))
     faulty = {problem.location for problem in problems}
     return problems + list(_order_problems(entry.schema, with_defaults(entry, parameters), location, faulty))
 
@@ -102,6 +103,9 @@ def _as_problems(error: ValidationError, entry: MethodEntry, location: str) -> I
             for key in sorted(set(instance) - set(known)):
                 message = f"{whose} has no parameter {shown(key)}; {did_you_mean(key, known)}"
                 yield Problem(f"{place}.{key}", "recipe.unknown_key", message)
+        case "uniqueItems":
+            twice = next(value for place, value in enumerate(instance) if value in instance[:place])
+            yield Problem(place, "recipe.invalid_value", f"has {shown(twice)} more than once; once is enough")
         case "anyOf":
             yield from _choice_problems(error, entry, location, place)
         case _:

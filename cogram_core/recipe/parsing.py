@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cogram_core.errors import Problem, RecipeError
 from cogram_core.recipe.document import PATTERNS, Recipe, Stage
+from cogram_core.recipe.idle import idle_problems
 from cogram_core.recipe.methods import catalogue, check_parameters, unknown_method, with_defaults
 from cogram_core.recipe.reading import plain, read_text
 from cogram_core.recipe.rules import Draft, expand_shorthand, with_usual_start
@@ -78,5 +79,7 @@ def _stage_problems(stages: Sequence[Any]) -> list[Problem]:
             problems.append(unknown_method(stage["method"], f"{location}.method"))
         else:
             parameters = {key: value for key, value in stage.items() if key != "method"}
-            problems += check_parameters(entry, parameters, location)
+            found = check_parameters(entry, parameters, location)
+            # Where parameters are wrong it can't be told what the others are worth.
+            problems += found or idle_problems(entry, parameters, location)
     return problems

@@ -16,6 +16,7 @@ from cogram_core.errors import RecipeError
 from cogram_core.methods.cogram.params import Params
 from cogram_core.trace import Decision
 from tests.core.factories import conv_net, initialise, mlp, points, random, specialists, trained
+from tests.core.recipe.documents import without_idle
 
 seeds = st.integers(0, 2**30)
 few = settings(deadline=None, max_examples=5)
@@ -38,7 +39,7 @@ variants = st.fixed_dictionaries(
             optional={"per_class": st.integers(1, 9), "weighted": st.booleans()},
         ),
     },
-)
+).map(without_idle)
 
 
 joined = st.lists(st.sampled_from(["current", "average"]), unique=True)

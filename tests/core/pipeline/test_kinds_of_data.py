@@ -166,7 +166,8 @@ def test_a_fused_language_model_is_a_source_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["medoid", "examples", "all", "auto"])
 def test_every_kind_of_prototype_that_token_data_has_decides(kind: str) -> None:
     data = {"evaluation": data_of("language", 10)}
-    stages = ["linear", {"method": "cogram", "prototypes": {"kind": kind, "per_class": 6}}]
+    prototypes = {"kind": kind, **({} if kind == "all" else {"per_class": 6})}
+    stages = ["linear", {"method": "cogram", "prototypes": prototypes}]
     _, trace = cogram_core.fuse_modules([language_model(0), language_model(1)], stages=stages, data=data, guard="off")
     shown = trace.metadata["recipe"]["stages"][1]["prototypes"]["kind"]
     assert shown == ("examples" if kind == "auto" else kind)

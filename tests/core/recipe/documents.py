@@ -36,6 +36,27 @@ def messages(given: Any) -> dict[str, str]:
     return {problem.location: problem.message for problem in _refusal(given).problems}
 
 
+def without_idle(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of ``cogram`` but for those that change nothing as the others stand, which a recipe may not give."""
+    paper = parameters.get("preset") == "paper"
+    idle: set[str] = set()
+    if parameters.get("refinement", "thresholds" if paper else "passes") == "passes":
+        idle = {"tau", "tau_min", "tau_max", "tau_scale"}
+    elif parameters.get("tau") == "auto":
+        idle = {"tau_min", "tau_max"}
+    if parameters.get("step", "full" if paper else "backtrack") == "full":
+        idle |= {"max_backtracks"}
+    kept = {key: value for key, value in parameters.items() if key not in idle}
+    if "prototypes" in kept:
+        prototypes = kept["prototypes"]
+        kind = prototypes.get("kind", "auto")
+        unused = {"per_class"} if kind == "all" else set()
+        if kind == "all" or (kind == "auto" and "per_class" not in prototypes):
+            unused |= {"weighted"}
+        kept["prototypes"] = {key: value for key, value in prototypes.items() if key not in unused}
+    return kept
+
+
 LEVELS = ["layer", "neuron", "weight"]
 names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z")
 paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
@@ -81,7 +102,7 @@ def _cogram() -> st.SearchStrategy[dict[str, Any]]:
             "time_budget": st.none() | positive,
             "prototypes": prototypes,
         },
-    )
+    ).map(without_idle)
 
 
 stages = st.one_of(

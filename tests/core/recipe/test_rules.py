@@ -182,7 +182,96 @@ def test_thresholds_in_the_wrong_order_are_refused() -> None:
         "tau_min (0.3) is above tau_max (0.1); exchange them or raise tau_max"
     )
     for high in (0.3, None):
-        Recipe.from_document(document(stages=[{"method": "cogram", "tau_min": 0.3, "tau_max": high}]))
+        stage = {"method": "cogram", "refinement": "thresholds", "tau_min": 0.3, "tau_max": high}
+        Recipe.from_document(document(stages=[stage]))
+
+
+THRESHOLDS = {"refinement": "thresholds"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "places"),
+    [
+        ({"tau_min": 0.1}, ["tau_min"]),
+        ({"tau_max": 1.0, "tau_scale": "absolute"}, ["tau_max", "tau_scale"]),
+        ({"tau": "auto"}, ["tau"]),
+        ({"preset": "paper", "refinement": "passes", "tau_min": 0.2}, ["tau_min"]),
+        ({**THRESHOLDS, "tau": "auto", "tau_min": 0.1, "tau_max": 0.2}, ["tau_min", "tau_max"]),
+        ({"step": "full", "max_backtracks": 3}, ["max_backtracks"]),
+        ({"preset": "paper", "max_backtracks": 3}, ["max_backtracks"]),
+        ({"prototypes": {"kind": "all", "per_class": 3}}, ["prototypes.per_class"]),
+        (
+            {"prototypes": {"kind": "all", "per_class": 3, "weighted": True}},
+            ["prototypes.per_class", "prototypes.weighted"],
+        ),
+        ({"prototypes": {"weighted": True}}, ["prototypes.weighted"]),
+    ],
+)
+def test_a_parameter_that_changes_nothing_is_refused_with_the_remedy(
+    parameters: dict[str, Any], places: list[str]
+) -> None:
+    given = document(stages=[{"method": "fisher"}, {"method": "cogram", **parameters}])
+    assert problems(given) == {f"stages[1].{place}": "recipe.unused_parameter" for place in places}
+    for place, message in messages(given).items():
+        assert message.endswith(f"or take {place.rpartition('.')[2]} out")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"tau_min": 0.0, "tau_max": None, "tau": "given"},
+        {"max_backtracks": 2, "step": "full"},
+        {"preset": "paper", "tau_min": 0.2, "tau_max": 0.4, "tau_scale": "share"},
+        {"preset": "paper", "refinement": "passes"},
+        {**THRESHOLDS, "tau": "auto", "tau_scale": "absolute"},
+        {"prototypes": {"kind": "all", "per_class": None, "weighted": False}},
+        {"prototypes": {"per_class": 3, "weighted": True}},
+        {"prototypes": {"kind": "examples", "weighted": True}},
+    ],
+)
+def test_defaults_and_parameters_that_change_something_are_taken(parameters: dict[str, Any]) -> None:
+    Recipe.from_document(document(stages=[{"method": "fisher"}, {"method": "cogram", **parameters}]))
+
+
+def test_a_stage_with_everything_written_out_is_taken_so_that_old_traces_replay() -> None:
+    recipe = Recipe.from_document(document()).to_document()
+    recipe["stages"][1] |= {"tau_min": 0.1, "tau": "auto"}
+    assert Recipe.from_document(recipe).to_document() == recipe
+
+
+def test_a_stage_that_trains_for_no_epochs_is_refused() -> None:
+    stages = [{"method": "linear"}, {"method": "finetune", "kickoff_epochs": 0, "epochs": 0}]
+    given = document(data={**DATA, "training": "t"}, stages=stages)
+    assert problems(given) == {"stages[1]": "recipe.idle_stage"}
+    for some in ({"epochs": 1}, {"kickoff_epochs": 1}):
+        Recipe.from_document(given | {"stages": [stages[0], stages[1] | some]})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"granularity": None}, {"granularity": "must be one of 'layer', 'neuron', 'weight'; here null"}),
+        ({"extra_candidates": [1]}, {"extra_candidates[0]": "must be one of 'current', 'average'; here 1"}),
+        (
+            {"extra_candidates": ["current", "base", "current"]},
+            {
+                "extra_candidates[1]": "must be one of 'current', 'average'; here 'base'",
+                "extra_candidates": "has 'current' more than once; once is enough",
+            },
+        ),
+    ],
+)
+def test_one_fault_is_told_once(parameters: dict[str, Any], expected: dict[str, str]) -> None:
+    given = document(stages=[{"method": "cogram", **parameters}])
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_document(given)
+    told = [(problem.location, problem.message) for problem in caught.value.problems]
+    assert sorted(told) == sorted((f"stages[0].{place}", message) for place, message in expected.items())
+
+
+def test_a_guard_of_no_kind_is_told_which_there_are() -> None:
+    (message,) = messages(document(guard=False)).values()
+    assert message == "must be best_on_holdout, report or off, or a mapping with the keys mode and criterion"
 
 
 def test_all_problems_of_a_bad_document_are_listed_at_once() -> None:
