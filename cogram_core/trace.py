@@ -102,11 +102,13 @@ def _batch(decisions: list[Decision]) -> pa.RecordBatch:
 class Journal:
     """Writes decisions as the run goes, in batches; the row that comes a second after a batch's first completes it.
 
-    ``identity`` says what run it is of; it stands at the head of the file.
+    ``identity`` says what run it is of; it stands at the head of the file. A file of that path is replaced.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any] | None = None) -> None:
         self.path = path
+        if path.is_file():
+            path.unlink()  # not emptied: this run may be about to go on from what stands in it, and has it open
         self._file = path.open("wb")
         head = {METADATA_KEY: json.dumps(identity or {}, sort_keys=True).encode()}
         self._stream = pa.ipc.new_stream(self._file, SCHEMA.with_metadata(head))

@@ -258,6 +258,17 @@ def test_the_longest_of_several_journals_is_taken(fisher: Undisturbed, tmp_path:
     fisher.assert_same(tmp_path / "out")
 
 
+def test_a_run_goes_on_from_the_very_file_that_it_writes_its_own_journal_to(
+    fisher: Undisturbed, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    journal.write_bytes(fisher.journal.read_bytes())
+    report = fuse(fisher.document, tmp_path / "out", journal=journal, earlier=[journal]).report
+    assert report["resumed_after"] == len(fisher.decisions)
+    assert recorded(journal) == len(fisher.decisions)
+    fisher.assert_same(tmp_path / "out")
+
+
 def other_source(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
     """The same names, other numbers behind one of them."""
     shutil.rmtree(folder / "source-1")
