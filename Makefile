@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt cogram_core/evaluation/rank_one.c
+$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard cogram_core/evaluation/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -2,7 +2,7 @@
 
 What stays the same between candidates is computed once: everything before the visited layer (``rest``), the layer's own
 inputs and outputs, and, where a linear layer follows, that layer's outputs, too, to which a candidate then adds a matrix
-of rank one (``probes``). Candidates for neurons and weights are scored in batches.
+of rank one (``probes``). Candidates for neurons and weights are scored in batches, or visited by compiled code.
 
 How it knows that it may: at the first visit of a layer every shortcut is tried on a few examples against full forward
 passes, with the layer changed at random. A shortcut that doesn't agree is not taken, and ``note`` says so.
@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from cogram_core.errors import FusionStopped
+from cogram_core.evaluation.compiled import CompiledProbe
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.evaluator import BATCH, Candidates, PlainEvaluator
 from cogram_core.evaluation.losses import example_losses, mean_on_device
 from cogram_core.evaluation.probes import Probe, ProbeKind, open_probe, probe_kinds
 from cogram_core.evaluation.rest import Rest
+from cogram_core.evaluation.visits import Did, Rules, Run, Visited
 from cogram_core.networks.calls import Call
-from cogram_core.networks.layers import Layer, LayerValue
+from cogram_core.networks.layers import Layer, LayerValue, Level
 from cogram_core.networks.network import Network
 from cogram_core.stopping import stop_point
 
@@ -58,6 +60,7 @@ class FastEvaluator:
         self._stale: set[Call] = set()  # what was computed after these is out of date, but for an open layer's probes
         self._layer: Layer | None = None
         self._probes: list[Probe] = []
+        self._compiled: CompiledProbe | None = None  # takes the probes' place
         self._last: tuple[Candidates, Tensor] | None = None
 
     def note(self, layer: Layer) -> str:
@@ -92,7 +95,7 @@ class FastEvaluator:
         if self._kind(layer) is None:
             return None
         self._open(layer)
-        return sum(probe.effort() for probe in self._probes)
+        return sum(probe.effort() for probe in ([self._compiled] if self._compiled else self._probes))
 
     def layer_losses(self, layer: Layer, values: Iterable[LayerValue]) -> list[float]:
         """See ``Evaluator.layer_losses``."""
@@ -113,10 +116,8 @@ class FastEvaluator:
         if self._kind(layer) is None:
             return self._one_by_one(candidates)
         self._open(layer)
-        if len(self._probes) == 1 and (scored := self._probes[0].with_means(candidates)) is not None:
-            stop_point()
-            self._last = candidates, scored[0]
-            return [mean if math.isfinite(mean) else math.inf for mean in scored[1]]
+        if self._compiled is not None:
+            return [mean if math.isfinite(mean) else math.inf for mean in self._compiled.losses(candidates)[1]]
         found = self._candidate_losses(candidates)
         weights = self._dataset.weights
         means = found.mean(dim=1) if weights is None else (found * weights).sum(dim=1) / weights.sum()
@@ -130,6 +131,9 @@ class FastEvaluator:
         if self._layer is not layer:
             self._layer = None
             return
+        if self._compiled is not None:
+            self._compiled.move(candidates, place)
+            return
         if self._last is not None and self._last[0] is candidates:
             losses = self._last[1][place]
         else:
@@ -138,11 +142,32 @@ class FastEvaluator:
             probe.move(candidates, place, losses[at * BATCH : (at + 1) * BATCH])
         self._last = None
 
+    def most_visits(self, layer: Layer, level: Level, candidates: int) -> int | None:
+        """How many units with so many candidates to have visited at once by ``visit``; None: it can't visit this layer."""
+        if self._kind(layer) is None:
+            return None
+        self._open(layer)
+        return None if self._compiled is None else self._compiled.most(level, candidates)
+
+    def visit(self, run: Run, rules: Rules) -> Visited:
+        """Visits units one after the other; where any were merged, the caller puts their values into the network.
+
+        Raises:
+            RuntimeError: for a layer that can't be visited so, see ``most_visits``.
+        """
+        self._open(run.layer)
+        if self._compiled is None:
+            raise RuntimeError(f"no compiled visits of layer {run.layer.name}")
+        stop_point()
+        visited = self._compiled.visit(run, rules)
+        if Did.MERGED in visited.did:
+            self._outdated(self._cut(run.layer))
+        return visited
+
     def changed(self, layer: Layer) -> None:
         """See ``Evaluator.changed``."""
-        self._layer = None
+        self._layer = self._compiled = self._last = None
         self._probes = []
-        self._last = None
         self._outdated(self._cut(layer))
 
     def _outdated(self, cut: Call) -> None:
@@ -153,6 +178,8 @@ class FastEvaluator:
     def _candidate_losses(self, candidates: Candidates) -> Tensor:
         """Each example's loss under each candidate, float64 (K, N)."""
         self._open(candidates.layer)
+        if self._compiled is not None:
+            return self._compiled.losses(candidates)[0]
         parts = []
         for probe, targets in zip(self._probes, self._targets, strict=True):
             step = probe.at_once()
@@ -203,15 +230,18 @@ class FastEvaluator:
 
     def _open(self, layer: Layer) -> None:
         """Gets the probes of a layer ready, if they aren't."""
-        if self._layer is layer and self._probes:
+        if self._layer is layer:
             return
         kind = self._kind(layer)
         assert kind is not None
         self._cut_before(layer)
-        self._probes = []
+        self._probes, self._compiled = [], None
         for rest, examples in zip(self._rests, self._batches(), strict=True):
             stop_point()
             self._probes.append(open_probe(kind, layer, self._network, rest, examples))
+        self._compiled = CompiledProbe.of([probe.ending() for probe in self._probes], self._dataset)
+        if self._compiled is not None:
+            self._probes = []
         self._layer, self._last = layer, None
 
     def _cut(self, layer: Layer) -> Call:

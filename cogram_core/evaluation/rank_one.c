@@ -1,43 +1,29 @@
 /* Losses of a classifier under changes of rank one, without writing its activations to memory.
  *
- * A linear layer makes Z (examples x width) of what arrives there. Candidate k has other levels arrive at one of its inputs,
- * and adds (level - what arrives now)[n] * direction to row n, the input's column of weights. What follows is either
- * nothing, and Z are the logits, or a rectifier and one more linear layer (width x classes). The loss is
- * log(1 + sum over c != t of exp(z_c - z_t)), in the form in which the losses module has it, in double precision.
+ * Candidate k has other levels arrive at one input of a linear layer, and so adds (level - what arrives now)[n] * direction to
+ * row n of what the layer gives, Z. What follows is either nothing, and Z are the logits, or a rectifier and one more linear
+ * layer (width x classes). The loss is log(1 + sum over c != t of exp(z_c - z_t)), in the form in which the losses module has
+ * it, in double precision.
  *
  * Plain C without Python's headers: built as a shared library and called through ctypes.
  */
+#include "rank_one.h"
+
 #include <math.h>
 #include <pthread.h>
 #include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define LANES 8
 #define ROWS 8 /* examples at a time, so that a row of the last layer's weight is loaded once for all of them */
 #define BLOCK 128 /* columns at a time, so that what is in use stays in the nearest cache */
+#define GROUP 64 /* examples that go through the blocks together; a multiple of ROWS */
+#define MOST_CLASSES 128
 #define MOST_THREADS 64
+#define WORTH_A_THREAD 4000000 /* multiplications; some hundred microseconds, several times what a thread's start takes */
 
 typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
 typedef int64_t masks __attribute__((vector_size(LANES * sizeof(int64_t)), aligned(sizeof(int64_t)), may_alias));
-
-struct work {
-    int64_t candidates, examples, width, classes, padded;
-    const double *output;     /* Z, (examples, width) */
-    const double *levels;     /* (any, examples) */
-    const int64_t *picks;     /* (candidates), which of the levels; null: one after the other */
-    const double *arriving;   /* (rows, examples) */
-    const double *directions; /* (rows, width) */
-    const int64_t *rows;      /* (candidates), which row of both */
-    const double *weight;     /* of the last layer, transposed and padded with zeros, (width, padded); null: none */
-    const double *bias;       /* (padded) */
-    const int64_t *targets;   /* (examples) */
-    const double *weights;    /* of the examples, summing to one */
-    const double *base;       /* losses without a change, (examples) */
-    double *losses;           /* (candidates, examples) */
-    double *means;            /* (candidates) */
-};
 
 static double loss_of(const double *logits, int64_t classes, int64_t target)
 {
@@ -56,16 +42,18 @@ static double loss_of(const double *logits, int64_t classes, int64_t target)
     return shift > 0.0 ? shift + log(sum) : log1p(sum);
 }
 
-/* The two loops that take the time, once for each set of instructions: for one group of examples and the columns first to
- * last - 1, hidden values with the candidate's change, rectified, (ROWS, BLOCK), and logits (ROWS, padded) += hidden x weight. */
+/* The loops that take the time, once for each set of instructions.
+ * add: for ROWS examples and the columns first to last - 1, hidden values with the candidate's change, rectified,
+ * (ROWS, BLOCK), and logits (ROWS, padded) += hidden x weight.
+ * sum: sums (count) += factor * values (count), for every one of many factors and rows of values. */
 #define DEFINE_LOOPS(suffix, attribute)                                                                                \
-    attribute static void add_##suffix(const struct work *work, const double *direction, const int64_t *group,         \
+    attribute static void add_##suffix(const struct end *end, const double *direction, const int64_t *chosen,          \
                                        const double *by, int64_t count, int64_t first, int64_t last, double *hidden,   \
                                        double *logits)                                                                 \
     {                                                                                                                  \
-        int64_t padded = work->padded;                                                                                 \
+        int64_t padded = end->padded;                                                                                  \
         for (int r = 0; r < ROWS; r++) {                                                                               \
-            const double *row = work->output + group[r < count ? r : 0] * work->width;                                 \
+            const double *row = end->output + chosen[r < count ? r : 0] * end->width;                                  \
             double factor = by[r < count ? r : 0], *to = hidden + r * BLOCK - first;                                   \
             int64_t m = first;                                                                                         \
             for (; m + LANES <= last; m += LANES) {                                                                    \
@@ -82,7 +70,7 @@ static double loss_of(const double *logits, int64_t classes, int64_t target)
             _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++)                                                     \
                 _Pragma("GCC unroll 2") for (int b = 0; b < 2; b++)                                                    \
                     sum[r][b] = *(const lanes *)(logits + r * padded + c + b * LANES);                                 \
-            const double *weight = work->weight + first * padded + c;                                                  \
+            const double *weight = end->weight + first * padded + c;                                                   \
             for (int64_t m = 0; m < last - first; m++, weight += padded) {                                             \
                 lanes left = *(const lanes *)weight, right = *(const lanes *)(weight + LANES);                         \
                 _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++) {                                               \
@@ -95,121 +83,159 @@ static double loss_of(const double *logits, int64_t classes, int64_t target)
                 _Pragma("GCC unroll 2") for (int b = 0; b < 2; b++)                                                    \
                     *(lanes *)(logits + r * padded + c + b * LANES) = sum[r][b];                                       \
         }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    attribute static void sum_##suffix(const double *factors, int64_t many, const double *values, int64_t count,       \
+                                       double *sums)                                                                   \
+    {                                                                                                                  \
+        int64_t n = 0;                                                                                                 \
+        for (; n + 8 * LANES <= count; n += 8 * LANES) {                                                               \
+            lanes sum[8];                                                                                              \
+            _Pragma("GCC unroll 8") for (int b = 0; b < 8; b++) sum[b] = *(const lanes *)(sums + n + b * LANES);       \
+            for (int64_t i = 0; i < many; i++)                                                                         \
+                _Pragma("GCC unroll 8") for (int b = 0; b < 8; b++)                                                    \
+                    sum[b] += factors[i] * *(const lanes *)(values + i * count + n + b * LANES);                       \
+            _Pragma("GCC unroll 8") for (int b = 0; b < 8; b++) *(lanes *)(sums + n + b * LANES) = sum[b];             \
+        }                                                                                                              \
+        for (; n < count; n++)                                                                                         \
+            for (int64_t i = 0; i < many; i++)                                                                         \
+                sums[n] += factors[i] * values[i * count + n];                                                         \
     }
 
-typedef void (*loops)(const struct work *, const double *, const int64_t *, const double *, int64_t, int64_t, int64_t, double *,
-                      double *);
+struct loops {
+    void (*add)(const struct end *, const double *, const int64_t *, const double *, int64_t, int64_t, int64_t, double *,
+                double *);
+    void (*sum)(const double *, int64_t, const double *, int64_t, double *);
+};
 
 DEFINE_LOOPS(plain, )
 #if defined(__x86_64__) && defined(__GNUC__)
 DEFINE_LOOPS(avx2, __attribute__((target("avx2,fma"))))
 DEFINE_LOOPS(avx512, __attribute__((target("avx512f"))))
-
-static loops best_loops(void)
-{
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f"))
-        return add_avx512;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? add_avx2 : add_plain;
-}
-#else
-static loops best_loops(void)
-{
-    return add_plain;
-}
 #endif
 
-struct share {
-    const struct work *work;
-    loops run;
-    int64_t first, last;
-    int failed;
-};
-
-/* Logits of the first `count` examples of `chosen`, changed `by` so much, as rows of `stride`. */
-static void find_logits(const struct work *work, loops add, const double *direction, const int64_t *chosen, const double *by,
-                        int64_t count, double *hidden, double *logits)
+static struct loops best_loops(void)
 {
-    if (!work->weight) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f"))
+        return (struct loops){add_avx512, sum_avx512};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return (struct loops){add_avx2, sum_avx2};
+#endif
+    return (struct loops){add_plain, sum_plain};
+}
+
+/* Logits of `count` examples, at most GROUP, changed `by` so much, as rows of `padded`, or of `width` where Z are logits. */
+static void find_logits(const struct end *end, const struct loops *loops, const double *direction, const int64_t *chosen,
+                        const double *by, int64_t count, double *logits)
+{
+    double hidden[ROWS * BLOCK];
+    if (!end->weight) {
         for (int64_t i = 0; i < count; i++)
-            for (int64_t c = 0; c < work->width; c++)
-                logits[i * work->width + c] = work->output[chosen[i] * work->width + c] + by[i] * direction[c];
+            for (int64_t c = 0; c < end->width; c++)
+                logits[i * end->width + c] = end->output[chosen[i] * end->width + c] + by[i] * direction[c];
         return;
     }
-    for (int64_t i = 0; i < count; i++)
-        memcpy(logits + i * work->padded, work->bias, sizeof(double) * work->padded);
-    for (int64_t first = 0; first < work->width; first += BLOCK) {
-        int64_t last = first + BLOCK < work->width ? first + BLOCK : work->width;
+    for (int64_t i = 0; i < count || i % ROWS; i++) /* the last ROWS may be more than there are examples */
+        memcpy(logits + i * end->padded, end->bias, sizeof(double) * end->padded);
+    for (int64_t first = 0; first < end->width; first += BLOCK) {
+        int64_t last = first + BLOCK < end->width ? first + BLOCK : end->width;
         for (int64_t i = 0; i < count; i += ROWS)
-            add(work, direction, chosen + i, by + i, count - i < ROWS ? count - i : ROWS, first, last, hidden,
-                logits + i * work->padded);
+            loops->add(end, direction, chosen + i, by + i, count - i < ROWS ? count - i : ROWS, first, last, hidden,
+                       logits + i * end->padded);
     }
 }
+
+/* The losses of the examples first to last - 1 under one candidate. */
+static void find_losses(const struct end *end, const struct loops *loops, const struct batch *batch, int64_t k, int64_t first,
+                        int64_t last)
+{
+    double logits[GROUP * MOST_CLASSES], by[GROUP], *losses = batch->losses + k * end->examples;
+    int64_t chosen[GROUP], count = 0, stride = end->weight ? end->padded : end->width;
+    const double *levels = batch->levels + (batch->picks ? batch->picks[k] : k) * end->examples;
+    const double *arriving = end->arriving + batch->rows[k] * end->examples;
+    const double *direction = end->directions + batch->rows[k] * end->width;
+    for (int64_t n = first; n < last; n++) {
+        losses[n] = end->base[n];
+        chosen[count] = n;
+        by[count] = levels[n] - arriving[n];
+        count += by[count] != 0.0; /* NaN is a change, too */
+        if (count == GROUP || (n == last - 1 && count > 0)) {
+            find_logits(end, loops, direction, chosen, by, count, logits);
+            for (int64_t i = 0; i < count; i++)
+                losses[chosen[i]] = loss_of(logits + i * stride, end->classes, end->targets[chosen[i]]);
+            count = 0;
+        }
+    }
+}
+
+struct share {
+    const struct end *end;
+    const struct batch *batch;
+    const struct loops *loops;
+    int64_t first, last; /* of all pairs of candidate and example */
+};
 
 static void *run_share(void *argument)
 {
-    struct share *share = argument;
-    const struct work *work = share->work;
-    int64_t stride = work->weight ? work->padded : work->width, examples = work->examples;
-    double *hidden = malloc(sizeof(double) * ROWS * BLOCK);
-    double *logits = malloc(sizeof(double) * (examples + ROWS) * stride); /* the last group may be filled up */
-    double *by = malloc(sizeof(double) * examples);
-    int64_t *chosen = malloc(sizeof(int64_t) * examples);
-    share->failed = !hidden || !logits || !by || !chosen;
-    for (int64_t k = share->first; k < share->last && !share->failed; k++) {
-        double *losses = work->losses + k * examples, mean = 0.0;
-        const double *levels = work->levels + (work->picks ? work->picks[k] : k) * examples;
-        const double *arriving = work->arriving + work->rows[k] * examples;
-        int64_t count = 0;
-        for (int64_t n = 0; n < examples; n++) {
-            losses[n] = work->base[n];
-            chosen[count] = n;
-            by[count] = levels[n] - arriving[n];
-            count += by[count] != 0.0; /* NaN is a change, too */
-        }
-        const double *direction = work->directions + work->rows[k] * work->width;
-        find_logits(work, share->run, direction, chosen, by, count, hidden, logits);
-        for (int64_t i = 0; i < count; i++)
-            losses[chosen[i]] = loss_of(logits + i * stride, work->classes, work->targets[chosen[i]]);
-        for (int64_t n = 0; n < examples; n++)
-            mean += work->weights[n] * losses[n];
-        work->means[k] = mean;
+    const struct share *share = argument;
+    int64_t examples = share->end->examples;
+    for (int64_t at = share->first; at < share->last;) {
+        int64_t k = at / examples, stop = (k + 1) * examples < share->last ? (k + 1) * examples : share->last;
+        find_losses(share->end, share->loops, share->batch, k, at - k * examples, stop - k * examples);
+        at = stop;
     }
-    free(hidden);
-    free(logits);
-    free(by);
-    free(chosen);
     return NULL;
 }
 
-/* Changes with what the function below takes, so that code and library of different age don't meet. */
-int64_t cogram_rank_one_version(void)
-{
-    return 2;
-}
-
-/* Gives 0, or 1 if there was no memory. Results don't depend on the number of threads. */
-int cogram_rank_one_losses(const struct work *work, int64_t threads)
+void cogram_losses(const struct end *end, const struct batch *batch, int64_t threads)
 {
     struct share shares[MOST_THREADS];
     pthread_t handles[MOST_THREADS];
-    int64_t count = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
-    if (count > work->candidates)
-        count = work->candidates;
-    int failed = 0;
-    loops run = best_loops();
+    struct loops loops = best_loops();
+    int64_t pairs = batch->count * end->examples, worth = pairs * end->width * (end->padded + 1) / WORTH_A_THREAD;
+    int64_t count = threads < worth ? threads : worth;
+    count = count < 1 ? 1 : count > MOST_THREADS ? MOST_THREADS : count;
     for (int64_t s = 0; s < count; s++)
-        shares[s] = (struct share){work, run, work->candidates * s / count, work->candidates * (s + 1) / count, 0};
+        shares[s] = (struct share){end, batch, &loops, pairs * s / count, pairs * (s + 1) / count};
     int64_t started = 1;
     while (started < count && pthread_create(&handles[started], NULL, run_share, &shares[started]) == 0)
         started++;
-    if (count > 0)
-        run_share(&shares[0]);
+    run_share(&shares[0]);
     for (int64_t s = started; s < count; s++) /* threads that could not be started */
         run_share(&shares[s]);
     for (int64_t s = 1; s < started; s++)
         pthread_join(handles[s], NULL);
-    for (int64_t s = 0; s < count; s++)
-        failed |= shares[s].failed;
-    return failed;
+    for (int64_t k = 0; k < batch->count; k++) {
+        double mean = 0.0;
+        for (int64_t n = 0; n < end->examples; n++)
+            mean += end->weights[n] * batch->losses[k * end->examples + n];
+        batch->means[k] = mean;
+    }
+}
+
+void cogram_function(const struct end *end, const double *own, double *levels)
+{
+    for (int64_t n = 0; n < end->examples; n++)
+        levels[n] = end->rectified && own[n] < 0.0 ? 0.0 : own[n];
+}
+
+void cogram_put(const struct end *end, int64_t row, const double *own)
+{
+    struct loops loops = best_loops();
+    double *arriving = end->arriving + row * end->examples;
+    for (int64_t n = 0; n < end->examples; n++) {
+        double level = end->rectified && own[n] < 0.0 ? 0.0 : own[n], by = level - arriving[n];
+        if (by != 0.0)
+            loops.sum(&by, 1, end->directions + row * end->width, end->width, end->output + n * end->width);
+        arriving[n] = level;
+    }
+    memcpy(end->own + row * end->examples, own, sizeof(double) * end->examples);
+}
+
+void cogram_add_features(const double *numbers, int64_t count, const double *features, int64_t examples, double *sums)
+{
+    struct loops loops = best_loops();
+    loops.sum(numbers, count, features, examples, sums);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -90,6 +91,21 @@ class Network:
         """Replaces a single weight in place; value has no dimension."""
         name, place = layer.place(column)
         self.tensor(name)[row].view(-1)[place] = value
+
+    def assign_rows(self, layer: Layer, rows: Tensor, values: Tensor) -> None:
+        """Replaces some neurons in place: rows int64 (K,), values (K, width)."""
+        for name, parts in layer.split(values).items():
+            self.tensor(name)[rows.to(parts.device)] = parts
+
+    def assign_weights(self, layer: Layer, rows: Tensor, columns: Tensor, values: Tensor) -> None:
+        """Replaces some single weights in place: rows and columns int64 (K,), values (K,)."""
+        first = 0
+        for name, shape in zip(layer.tensors, layer.shapes, strict=True):
+            size = math.prod(shape[1:])
+            here = (columns >= first) & (columns < first + size)
+            flat, at = self.tensor(name).view(layer.neurons, size), columns[here] - first
+            flat[rows[here].to(flat.device), at.to(flat.device)] = values[here.to(values.device)]
+            first += size
 
     @contextmanager
     def precision(self, dtype: torch.dtype) -> Iterator[None]:

@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cogram_core.evaluation.visits import Rules
 from cogram_core.methods.cogram.params import Params
 from cogram_core.mixing import softmax_shares
 from cogram_core.networks.layers import Layer, Level
+
+NOT_FINITE = "no source gives a finite loss"
+"""Why a unit is skipped whose sources can't be told apart."""
+ROUNDING = 1e-12
+"""Relative; what a unit that no example feels can move a loss by, since candidates are not batched as whole passes are."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,42 @@ class Judge:
         """
         found = tuple(losses)
         of_sources = found[: self._sources]
-        finite = [loss for loss in of_sources if math.isfinite(loss)]
-        spread = max(finite) - min(finite) if len(finite) == self._sources else math.inf
-        if not finite:
-            return Judgement(found, spread, None, reason="no source gives a finite loss")
+        spread = spread_of(of_sources)
+        if not any(math.isfinite(loss) for loss in of_sources):
+            return Judgement(found, spread, None, reason=NOT_FINITE)
         if thresholds is not None and (reason := thresholds.refine(spread)) is not None:
             return Judgement(found, spread, None, refine=True, reason=reason)
-        # A unit's share of a source's overall advantage, as it moves the loss by its share.
-        units = siblings if self._params.steepness_scale == "units" else 1
-        fair = [loss - handicap / units for loss, handicap in zip(of_sources, self._handicaps, strict=True)]
+        handicaps = self._handicaps_of_a_unit(siblings)
+        fair = [loss - handicap for loss, handicap in zip(of_sources, handicaps, strict=True)]
         shares = softmax_shares([*fair, *found[self._sources :]], self._params.steepness_at(level, siblings))
         return Judgement(found, spread, shares)
+
+    def rules(self, level: Level, siblings: int) -> Rules:
+        """The same as rules that an evaluator can go by, where no unit may be refined."""
+        params = self._params
+        return Rules(
+            sources=self._sources,
+            known=self._sources + params.extras.index("current") if "current" in params.extras else None,
+            handicaps=self._handicaps_of_a_unit(siblings),
+            steepness=params.steepness_at(level, siblings),
+            steps=params.steps,
+            below=self.below,
+        )
+
+    @property
+    def below(self) -> float:
+        """The share of the loss that an accepted move's loss stays below."""
+        return 1 - max(self._params.tolerance, ROUNDING)
+
+    def _handicaps_of_a_unit(self, siblings: int) -> tuple[float, ...]:
+        """A unit's share of the sources' overall advantages, as it moves the loss by its share."""
+        units = siblings if self._params.steepness_scale == "units" else 1
+        return tuple(handicap / units for handicap in self._handicaps)
+
+
+def spread_of(losses: Sequence[float]) -> float:
+    """The most less the least of the sources' losses, in nats; infinity if one isn't finite."""
+    return max(losses) - min(losses) if all(math.isfinite(loss) for loss in losses) else math.inf
 
 
 def siblings_of(layer: Layer, level: Level) -> int:

@@ -126,9 +126,6 @@ def _try(
 
 
 def _accept(visitor: Visitor, window: Window, judgement: Judgement, accepted: Accepted) -> None:
-    row, column = window.place(accepted.unit)
-    facts = {"row": row, "column": column, "step": accepted.step, "loss_after": accepted.loss}
-    visitor.record(window.layer, window.level, "merged", "the loss fell", judgement, **facts)
+    place = window.place(accepted.unit)
+    visitor.record_merged(window.layer, window.level, judgement, place, accepted.step, accepted.loss)
     visitor.put(accepted.candidates, accepted.place, accepted.approved)
-    visitor.loss = accepted.loss
-    visitor.accepted += 1

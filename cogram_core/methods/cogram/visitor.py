@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cogram_core.evaluation.evaluator import Candidates, Evaluator
 from cogram_core.evaluation.fast import FastEvaluator
-from cogram_core.methods.cogram.decide import Judge, Judgement, Thresholds
+from cogram_core.methods.cogram.decide import ROUNDING, Judge, Judgement, Thresholds
 from cogram_core.methods.cogram.params import Params
 from cogram_core.methods.contract import StageContext
 from cogram_core.mixing import mix, plain_average, step_towards
@@ -19,8 +19,6 @@ from cogram_core.trace import Decision
 
 STOPPED = "stopped: "
 """How the reason of the decision that ends a stage early begins."""
-# Relative; what a unit that no example feels can move a loss by, since candidates are not batched as whole passes are.
-_ROUNDING = 1e-12
 
 
 class StageEndsError(Exception):
@@ -55,7 +53,7 @@ class Visitor:
     @property
     def enough(self) -> float:
         """What a loss has to be below in order to be accepted."""
-        return self.loss * (1 - max(self.params.tolerance, _ROUNDING))
+        return self.loss * self.judge.below
 
     @property
     def left(self) -> int | None:
@@ -113,7 +111,7 @@ class Visitor:
         if self._guard is None:
             return -math.inf
         (loss,) = self._guard.losses(candidates.part(place, place + 1))
-        return loss if loss <= self._guarded() * (1 + _ROUNDING) else None
+        return loss if loss <= self._guarded() * (1 + ROUNDING) else None
 
     def put(self, candidates: Candidates, place: int, approved: float | None) -> None:
         """Puts a candidate into the network; ``approved`` is the holdout loss then, None where it isn't known."""
@@ -150,7 +148,7 @@ class Visitor:
         if self._guard is None:
             return -math.inf
         (loss,) = self._guard.layer_losses(layer, [value])
-        return loss if loss <= self._guarded() * (1 + _ROUNDING) else None
+        return loss if loss <= self._guarded() * (1 + ROUNDING) else None
 
     def _guarded(self) -> float:
         """The holdout loss of the network as it stands."""
@@ -181,6 +179,26 @@ class Visitor:
             **{"loss_before": self.loss, **known, **facts},
         )
         self.decisions += 1
+
+    def record_merged(
+        self,
+        layer: Layer,
+        kind: Level,
+        judgement: Judgement,
+        place: tuple[int, int | None],
+        step: float,
+        loss: float,
+    ) -> None:
+        """Writes down that a neuron or weight was merged, and takes note of the loss then; ``place``: its row and column."""
+        facts = {"row": place[0], "column": place[1], "step": step, "loss_after": loss}
+        self.record(layer, kind, "merged", "the loss fell", judgement, **facts)
+        self.loss = loss
+        self.accepted += 1
+
+    @property
+    def guarded(self) -> bool:
+        """Whether moves need the holdout loss's approval."""
+        return self._guard is not None
 
     def taken(self, count: int, past: Sequence[Decision]) -> None:
         """Goes through recorded decisions again that left the network as it was, or are put into it by the caller."""

@@ -3,7 +3,7 @@ windows, runs of units that are decided on together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cogram_core.evaluation.evaluator import Candidates, Pool
+from cogram_core.evaluation.visits import Run
 from cogram_core.methods.cogram.params import Extra
 from cogram_core.methods.cogram.visitor import Visitor
 from cogram_core.methods.contract import Source
@@ -57,6 +58,11 @@ class Block:
         return torch.stack([at % rows + self.first, at])
 
     @cached_property
+    def doubles(self) -> tuple[Tensor, Tensor]:
+        """``current`` and ``candidates`` in float64."""
+        return self.current.double().contiguous(), self.candidates.double().contiguous()
+
+    @cached_property
     def same(self) -> Tensor:
         """Which numbers are the same in the network and in every source, (R, width)."""
         return (self.candidates[: self._sources] == self.current).all(dim=0)
@@ -100,6 +106,15 @@ class Window:
                     found.setdefault(unit, "no evaluation example reads this row")
         return found
 
+    def run(self, unchanging: Mapping[int, str], loss: float) -> Run:
+        """All units but the unchanging ones, for an evaluator that visits them by itself."""
+        same = torch.zeros(self.count, dtype=torch.uint8)
+        same[list(unchanging)] = 1
+        block, (current, values) = self.block, self.block.doubles
+        single = block.current.dtype == torch.float32
+        where = (self.level, self.first, self.count, block.first)
+        return Run(self.layer, *where, current, values, block.pool, single, same, loss)
+
     def sources_of(self, units: Sequence[int]) -> Candidates:
         """Every candidate that has to be tried for some of the units: first all units with the first, and so on."""
         block, count = self.block, len(self.block.tried)
@@ -140,6 +155,15 @@ class Window:
         else:
             network.assign_weight(self.layer, row, column, value.to(network.dtype))
 
+    def put_all(self, network: Network, units: Sequence[int], values: Tensor) -> None:
+        """Puts several units' values into the network."""
+        at = torch.tensor(units, dtype=torch.int64) + self.first
+        if self.level == "neuron":
+            network.assign_rows(self.layer, at, values.to(network.dtype))
+        else:
+            width = self.layer.width
+            network.assign_weights(self.layer, at // width, at % width, values.to(network.dtype))
+
     def place(self, unit: int) -> tuple[int, int | None]:
         """Row and column of a unit, counted in the window."""
         at = self.first + unit
@@ -176,10 +200,12 @@ class Reader:
 
     def _read(self, row: int) -> Block:
         visitor = self._visitor
-        last = min(row + _BLOCK_ROWS, self._layer.neurons)
-        current = visitor.context.network.rows(self._layer, row, last).to(visitor.dtype)
-        sources = [self._rows(source, row, last) for source in visitor.context.sources]
-        return Block(self._layer, row, current, sources, visitor.params.extras)
+        # At places that don't depend on where a resumed run begins, nor do then the last digits of a loss.
+        first = row - row % _BLOCK_ROWS
+        last = min(first + _BLOCK_ROWS, self._layer.neurons)
+        current = visitor.context.network.rows(self._layer, first, last).to(visitor.dtype)
+        sources = [self._rows(source, first, last) for source in visitor.context.sources]
+        return Block(self._layer, first, current, sources, visitor.params.extras)
 
     def _rows(self, source: Source, first: int, last: int) -> Tensor:
         return self._layer.matrix(lambda name: source.read_rows(name, first, last))

@@ -4,16 +4,20 @@ A window is a run of units in order. All of them are scored under the network as
 in order up to the first that changes anything; what comes after it was speculation, and starts a new window. So every
 decision rests on the very network that it would have met alone. How long windows are depends on nothing but the network
 and the decisions so far, so that a resumed run cuts the same ones.
+
+Where the evaluator can visit units by itself, nothing is speculation: a window is then just a number of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from cogram_core.methods.cogram.blockwise import BLOCK, decide_block
-from cogram_core.methods.cogram.decide import Thresholds
+from cogram_core.methods.cogram.decide import Thresholds, siblings_of
 from cogram_core.methods.cogram.exact import decide_in_order
+from cogram_core.methods.cogram.runs import decide_run
 from cogram_core.methods.cogram.visitor import STOPPED, Visitor
 from cogram_core.methods.cogram.window import Reader, Window
 from cogram_core.networks.layers import Layer, Level
@@ -51,14 +55,32 @@ class Windows:
 
     def visit(self, first: int, last: int, thresholds: Thresholds | None, progress: Callable[[int], None]) -> None:
         """Decides on units first to last − 1; ``progress`` is called with how many of them are done."""
-        at = first
+        at, run = first, self._run(thresholds)
         while at < last:
             self._check_limits(at)
-            size = BLOCK if self._visitor.params.mode == "blockwise" else self._size
+            size = run or (BLOCK if self._visitor.params.mode == "blockwise" else self._size)
             left = self._visitor.left
             window = self._reader.window(self._level, at, min(last, at + (size if left is None else min(size, left))))
-            at += self._window(window, thresholds)
+            at += self._in_a_run(window) if run else self._window(window, thresholds)
             progress(at - first)
+
+    def _run(self, thresholds: Thresholds | None) -> int | None:
+        """How many units the evaluator visits by itself at once; None: it doesn't."""
+        visitor = self._visitor
+        if thresholds is not None or visitor.guarded or visitor.params.mode == "blockwise":
+            return None
+        candidates = len(visitor.context.sources) + len(visitor.params.extras)
+        return visitor.evaluator.most_visits(self._layer, self._level, candidates)
+
+    def _in_a_run(self, window: Window) -> int:
+        past = self._visitor.context.past.upcoming(window.count)
+        # A stage that stopped early says so in the next row.
+        known = list(takewhile(lambda decision: not decision.reason.startswith(STOPPED), past))
+        if known:
+            self._again(window, known)
+            return len(known)
+        siblings = siblings_of(self._layer, self._level)
+        return decide_run(self._visitor, window, self._visitor.judge.rules(self._level, siblings))
 
     def _check_limits(self, at: int) -> None:
         past = self._visitor.context.past.upcoming(1)
