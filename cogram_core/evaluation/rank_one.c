@@ -25,27 +25,18 @@
 typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
 typedef int64_t masks __attribute__((vector_size(LANES * sizeof(int64_t)), aligned(sizeof(int64_t)), may_alias));
 
-static double loss_of(const double *logits, int64_t classes, int64_t target)
-{
-    double peak = -INFINITY, sum = 0.0;
-    for (int64_t c = 0; c < classes; c++) {
-        double difference = logits[c] - logits[target];
-        if (c != target && !(difference <= peak)) /* so that NaN becomes the peak */
-            peak = difference;
-    }
-    if (peak == INFINITY)
-        return INFINITY;
-    double shift = peak > 700.0 ? peak : 0.0; /* exp would overflow */
-    for (int64_t c = 0; c < classes; c++)
-        if (c != target)
-            sum += exp(logits[c] - logits[target] - shift);
-    return shift > 0.0 ? shift + log(sum) : log1p(sum);
-}
+/* exp(x) = 2^n * exp(r) with |r| <= ln(2) / 2: n by a sum that rounds to a whole number, exp(r) by its series, whose rest is
+ * below the last digit. */
+#define ROUNDER 6755399441055744.0 /* 1.5 * 2^52 */
+#define LN2_HIGH 6.93147180369123816490e-01 /* times n exact, for its last 21 bits are zero */
+#define LN2_LOW 1.90821492927058770002e-10
+#define LEAST -708.0 /* below, the result is less than any number with all its digits, and counts as zero */
 
 /* The loops that take the time, once for each set of instructions.
  * add: for ROWS examples and the columns first to last - 1, hidden values with the candidate's change, rectified,
  * (ROWS, BLOCK), and logits (ROWS, padded) += hidden x weight.
- * sum: sums (count) += factor * values (count), for every one of many factors and rows of values. */
+ * sum: sums (count) += factor * values (count), for every one of many factors and rows of values.
+ * loss: of one example's logits. */
 #define DEFINE_LOOPS(suffix, attribute)                                                                                \
     attribute static void add_##suffix(const struct end *end, const double *direction, const int64_t *chosen,          \
                                        const double *by, int64_t count, int64_t first, int64_t last, double *hidden,   \
@@ -100,12 +91,43 @@ static double loss_of(const double *logits, int64_t classes, int64_t target)
         for (; n < count; n++)                                                                                         \
             for (int64_t i = 0; i < many; i++)                                                                         \
                 sums[n] += factors[i] * values[i * count + n];                                                         \
+    }                                                                                                                  \
+                                                                                                                       \
+    attribute static double loss_##suffix(const double *logits, int64_t classes, int64_t target)                       \
+    {                                                                                                                  \
+        double differences[MOST_CLASSES + LANES], peak = -INFINITY, sum = 0.0;                                         \
+        for (int64_t c = 0; c < classes; c++)                                                                          \
+            differences[c] = logits[c] - logits[target];                                                               \
+        differences[target] = -INFINITY;                                                                               \
+        for (int64_t c = classes; c % LANES; c++)                                                                      \
+            differences[c] = -INFINITY;                                                                                \
+        for (int64_t c = 0; c < classes; c++)                                                                          \
+            peak = differences[c] > peak ? differences[c] : peak;                                                      \
+        if (peak == INFINITY)                                                                                          \
+            return INFINITY;                                                                                           \
+        double shift = peak > 700.0 ? peak : 0.0; /* exp would overflow */                                             \
+        for (int64_t c = 0; c < classes; c += LANES) {                                                                 \
+            lanes x = *(const lanes *)(differences + c) - shift, rounded = x * M_LOG2E + ROUNDER;                      \
+            lanes n = rounded - ROUNDER, r = x - n * LN2_HIGH - n * LN2_LOW, series = (lanes){} + 1.0 / 6227020800.0;  \
+            static const double terms[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,       \
+                                           1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,     1.0 / 120.0,          \
+                                           1.0 / 24.0,        1.0 / 6.0,        0.5,             1.0,                  \
+                                           1.0};                                                                       \
+            _Pragma("GCC unroll 13") for (int t = 0; t < 13; t++) series = series * r + terms[t];                      \
+            masks power = ((masks)rounded + 1023) << 52; /* the last bits of what was rounded are n */                 \
+            lanes found = series * (lanes)power;                                                                       \
+            found = (lanes)((masks)found & ~(x < LEAST));                                                              \
+            for (int lane = 0; lane < LANES; lane++)                                                                   \
+                sum += found[lane];                                                                                    \
+        }                                                                                                              \
+        return shift > 0.0 ? shift + log(sum) : log1p(sum);                                                            \
     }
 
 struct loops {
     void (*add)(const struct end *, const double *, const int64_t *, const double *, int64_t, int64_t, int64_t, double *,
                 double *);
     void (*sum)(const double *, int64_t, const double *, int64_t, double *);
+    double (*loss)(const double *, int64_t, int64_t);
 };
 
 DEFINE_LOOPS(plain, )
@@ -119,11 +141,11 @@ static struct loops best_loops(void)
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f"))
-        return (struct loops){add_avx512, sum_avx512};
+        return (struct loops){add_avx512, sum_avx512, loss_avx512};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return (struct loops){add_avx2, sum_avx2};
+        return (struct loops){add_avx2, sum_avx2, loss_avx2};
 #endif
-    return (struct loops){add_plain, sum_plain};
+    return (struct loops){add_plain, sum_plain, loss_plain};
 }
 
 /* Logits of `count` examples, at most GROUP, changed `by` so much, as rows of `padded`, or of `width` where Z are logits. */
@@ -164,7 +186,7 @@ static void find_losses(const struct end *end, const struct loops *loops, const 
         if (count == GROUP || (n == last - 1 && count > 0)) {
             find_logits(end, loops, direction, chosen, by, count, logits);
             for (int64_t i = 0; i < count; i++)
-                losses[chosen[i]] = loss_of(logits + i * stride, end->classes, end->targets[chosen[i]]);
+                losses[chosen[i]] = loops->loss(logits + i * stride, end->classes, end->targets[chosen[i]]);
             count = 0;
         }
     }
