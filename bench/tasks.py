@@ -166,7 +166,8 @@ def _source_places(setting: Setting, targets: Tensor, training: Tensor, random: 
 
 
 def _network(setting: Setting, seed: int, place: int, share: Examples) -> nn.Sequential:
-    start = seed if setting.same_start else 1000 * (place + 1) + seed
+    # Never the data's own seed: the same draws would then give the centres of the classes and the first layer's weights.
+    start = 500_000 + seed if setting.same_start else 1000 * (place + 1) + seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(start)
         network = setting.make()

@@ -52,10 +52,11 @@ def test_the_tables_figures_are_numpys() -> None:
 
 def test_what_was_not_measured_in_a_setting_is_a_dash_in_the_ablations() -> None:
     measured = run(82, 80) | {name: Measured(81.0) for name in (*ABLATIONS, *GUARDS)}
-    missing = {name: value for name, value in measured.items() if name != quality.WEIGHTS}
+    measured[quality.WEIGHTS[0]] = Measured(81.0, 4.5)
+    missing = {name: value for name, value in measured.items() if name not in quality.WEIGHTS}
     table = quality.ablation_table({"skewed-same": [measured, measured], "digits-cnn": [missing, missing]})
-    assert f"| {quality.WEIGHTS} | 81.0 (+1.0) | – |" in table
-    assert f"| {DEFAULTS} | 82.0 (+2.0) | 82.0 (+2.0) |" in table
+    assert f"| {quality.WEIGHTS[0]} | 81.0 (+1.0) | – | 4.5 |" in table
+    assert f"| {DEFAULTS} | 82.0 (+2.0) | 82.0 (+2.0) | 3.0 |" in table
 
 
 @pytest.fixture(scope="module")
