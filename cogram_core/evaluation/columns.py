@@ -33,10 +33,12 @@ class Columns:
 
     @staticmethod
     def joined(parts: Sequence[Columns]) -> Columns:
-        """The same for all examples of several parts."""
+        """The same for all examples of several parts, of a layer ``of_vectors``."""
         first = parts[0]
+        if len(parts) == 1:
+            return first
         current = torch.cat([part.current for part in parts], dim=1)
-        return Columns(first._layer, first._network, torch.cat([part._inputs for part in parts]), current)
+        return Columns(first._layer, first._network, torch.cat([part.features for part in parts], dim=1).t(), current)
 
     @property
     def features(self) -> Tensor:

@@ -95,15 +95,16 @@ class CompiledProbe:
         self._columns = Columns.joined([ending.columns for ending in endings])
         self._function = ELEMENTWISE[first.function]
         self._pooled: tuple[Pool, Tensor] | None = None
-        output = torch.cat([ending.output for ending in endings])
+        output = torch.cat([ending.output for ending in endings]).contiguous()
         width = output.shape[1]
         classes = width if last is None else last.out_features
         padded = 0 if last is None else -classes % _LANES + classes
         weights = torch.ones(len(examples), dtype=torch.float64) if examples.weights is None else examples.weights
         directions = torch.eye(width, dtype=torch.float64) if first.directions is None else first.directions
         own = self._columns.current
+        arriving = self._function(own)
         tensors = (
-            *(output, own, self._function(own).clone(), directions.contiguous()),
+            *(output, own, own.clone() if arriving is own else arriving, directions.contiguous()),
             *((None, None) if last is None else _padded(last, padded)),
             *(examples.targets.contiguous(), (weights / weights.sum()).contiguous()),
             torch.cat([ending.losses for ending in endings]),

@@ -102,7 +102,8 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, exam
     if kind.name == "tokens":
         rest.learn_use(own)
         return Tokens(layer, network, rest, inputs, own, base)
-    columns = Columns(layer, network, inputs, own.movedim(_channel(network, layer), 0).clone())
+    by_channel = own.movedim(_channel(network, layer), 0).clone(memory_format=torch.contiguous_format)
+    columns = Columns(layer, network, inputs, by_channel)
     if kind.linear is None:
         rest.learn_use(own)
         rest.find_chain(own.clone())
