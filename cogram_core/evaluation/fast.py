@@ -4,8 +4,10 @@ What stays the same between candidates is computed once: everything before the v
 inputs and outputs, and, where a linear layer follows, that layer's outputs, too, to which a candidate then adds a matrix
 of rank one (``probes``). Candidates for neurons and weights are scored in batches, or visited by compiled code.
 
-How it knows that it may: at the first visit of a layer every shortcut is tried on a few examples against full forward
-passes, with the layer changed at random. A shortcut that doesn't agree is not taken, and ``note`` says so.
+How it knows that it may: a network that is shown to be a composition of its calls may be cut before any layer
+(``composition``). Every other shortcut, and in other networks the cut, is tried on a few examples at the first visit of a
+layer against full forward passes, with the layer changed at random. A shortcut that doesn't agree is not taken, and
+``note`` says so.
 
 How batching can't flip a decision: below layer level the network runs in float64, so that losses differ from the plain
 evaluator's by about 1e-15, far below the shares' grid of 2⁻¹⁶ and the tolerance of 1e-6. At layer level candidates run
@@ -17,12 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from cogram_core.errors import FusionStopped
 from cogram_core.evaluation.compiled import CompiledProbe
+from cogram_core.evaluation.composition import is_composition
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.evaluator import BATCH, Candidates, PlainEvaluator
 from cogram_core.evaluation.losses import example_losses, mean_on_device
@@ -248,7 +252,7 @@ class FastEvaluator:
         """Where to cut for a layer: before its own call, if a trial shows that nothing earlier depends on it."""
         if layer.name not in self._cuts:
             cut = self._network.calls.cut(layer.name)
-            if cut != self._network.calls.calls[0] and not self._cut_holds(layer, cut):
+            if cut != self._network.calls.calls[0] and not self._composed and not self._cut_holds(layer, cut):
                 cut = self._network.calls.calls[0]
             if cut == self._network.calls.calls[0] and len(self._network.layers) > 1:
                 self._notes[layer.name] = "evaluated in full: the network can't be cut before this layer"
@@ -260,8 +264,22 @@ class FastEvaluator:
 
     def _record_bytes(self, cut: Call) -> int:
         """What the outputs that are kept before a cut take, for all examples."""
-        kept = sum(call.numbers for call in self._network.calls.before(cut))
-        return kept * len(self._dataset) * self._network.dtype.itemsize
+        return self._bytes(self._network.calls.before(cut), len(self._dataset))
+
+    def _bytes(self, calls: Iterable[Call], examples: int) -> int:
+        return sum(call.numbers for call in calls) * examples * self._network.dtype.itemsize
+
+    @cached_property
+    def _composed(self) -> bool:
+        """Whether every cut holds, whatever the layer."""
+        if self._bytes(self._network.calls.calls, _CUT_EXAMPLES) > RECORD_BYTES:
+            return False
+        few = self._dataset.evenly(_CUT_EXAMPLES)
+        return is_composition(self._network, few.inputs, self._others(len(few)))
+
+    def _others(self, count: int) -> Tensor:
+        """Inputs for a pass before a trial on ``count`` examples: more, so that what it leaves in modules can't fit."""
+        return self._dataset.inputs[torch.arange(count + 1, device=self._dataset.inputs.device) % len(self._dataset)]
 
     def _trial(self, examples: int) -> FastEvaluator:
         trial = FastEvaluator(self._network, self._dataset.evenly(examples))
@@ -276,9 +294,7 @@ class FastEvaluator:
         stop_point()
         try:
             trial._cut_before(layer)
-            # What a module keeps for another to read must not be that of the record.
-            inputs = self._dataset.inputs
-            self._network.logits(inputs[:1] if len(trial._dataset) != 1 else inputs[:1].repeat_interleave(2, dim=0))
+            self._network.logits(self._others(len(trial._dataset)))
             holds = trial.layer_losses(layer, [value]) == trial._plain.layer_losses(layer, [value])
         except (FusionStopped, MemoryError):
             raise

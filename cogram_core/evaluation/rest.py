@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cogram_core.networks.calls import Call, CallTree, replaced
+from cogram_core.networks.calls import Call, CallTree, rebuilt, replaced
 from cogram_core.networks.network import Network
 
 Key = tuple[str, int]
@@ -198,7 +198,7 @@ class Rest:
         examples = self._examples
         if examples is not None and (self._used is None or key in self._used):
             return pytree.tree_map(lambda v: v.index_select(0, examples) if isinstance(v, Tensor) else v, value)
-        return _copy(value) if self._copied else value
+        return _copy(value) if self._copied else rebuilt(value)
 
     def _fill(self, missing: set[Key]) -> None:
         """Runs up to the cut and keeps the outputs of the missing calls."""
@@ -210,10 +210,8 @@ class Rest:
             key = (name, counts[name])
             counts[name] += 1
             if key in missing:
-                if self._copied:
-                    output = _copy(output)
-                versions.extend((v, v._version) for v in pytree.tree_leaves(output) if isinstance(v, Tensor))
-                fresh[key] = output
+                fresh[key] = _copy(output) if self._copied else rebuilt(output)
+                versions.extend((v, v._version) for v in pytree.tree_leaves(fresh[key]) if isinstance(v, Tensor))
 
         def reached(*_: Any) -> None:
             raise _ReachedError

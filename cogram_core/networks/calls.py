@@ -117,6 +117,11 @@ def replaced(modules: Mapping[str, nn.Module], forwards: Mapping[str, Callable[.
             modules[name].__dict__["forward"] = forward
 
 
+def rebuilt(value: Any) -> Any:
+    """The same tensors in tuples, lists and mappings of its own, which a forward pass may take apart."""
+    return pytree.tree_map(lambda leaf: leaf, value)
+
+
 ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": torch.relu,

@@ -13,6 +13,9 @@ from cogram_core.errors import NetworkError, Problem
 from cogram_core.networks.calls import CallTree, record_calls
 from cogram_core.networks.layers import Layer, LayerValue, layer_of, own_tensors
 
+# Integers as long as a floating number of so many bytes.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Network:
     """A module in evaluation mode whose tensors are read and exchanged unit by unit."""
@@ -119,6 +122,19 @@ class Network:
         finally:
             for tensor, before in zip(tensors, kept, strict=True):
                 tensor.data = tensor.data.to(before)
+
+    @contextmanager
+    def disfigured(self, layer: Layer) -> Iterator[None]:
+        """Inside the block every bit of a layer's numbers is turned over: far from what they were, without a copy."""
+        turned = []
+        try:
+            for name in layer.tensors:
+                tensor = self.tensor(name)
+                turned.append(tensor.view(_BITS[tensor.dtype.itemsize]).bitwise_not_())
+            yield
+        finally:
+            for bits in turned:
+                bits.bitwise_not_()
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The outputs (N, ...) for inputs (N, ...): class scores, values or token scores, as the data's loss asks."""

@@ -180,3 +180,18 @@ def test_a_described_chain_computes_what_the_described_module_computes() -> None
     inputs, _ = points(0, 9, (1, 4, 4), 3)
     with torch.no_grad():
         assert torch.equal(chain.eval()(inputs), module(inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_disfigured_layer_differs_everywhere_and_comes_back_to_the_bit(dtype: torch.dtype) -> None:
+    network = Network(FAMILIES["decoder"].modules(1)[0].to(dtype), FAMILIES["decoder"].data(1)[0][:1])
+    before = network.state()
+    for layer in network.layers:
+        with network.disfigured(layer):
+            for name, tensor in network.state().items():
+                apart = (tensor - before[name]).abs() > 0.5 * before[name].abs()
+                assert bool((apart | tensor.isnan()).all()) == (name in layer.tensors)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state().items())
+    with pytest.raises(KeyboardInterrupt), network.disfigured(network.layers[0]):
+        raise KeyboardInterrupt
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state().items())
