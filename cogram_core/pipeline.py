@@ -26,7 +26,14 @@ from cogram_core.networks.sequential import build
 from cogram_core.networks.tokens import Tokens, tokens_of
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
-from cogram_core.preflight import NETWORK_FILE, criterion_problems, needs_network, preflight_files, prototype_problems
+from cogram_core.preflight import (
+    NETWORK_FILE,
+    criterion_problems,
+    needs_network,
+    payload_problems,
+    preflight_files,
+    prototype_problems,
+)
 from cogram_core.recipe import Recipe, SequentialNetwork
 from cogram_core.recipe.layers import AnyLayer, LayerSpec, vocabulary
 from cogram_core.recipe.reading import write_text
@@ -199,6 +206,7 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
         for source, module in zip(recipe.sources, modules, strict=True)
     ]
     check_alike(sources)
+    _check_sizes(recipe, sources[0])
     module = copy.deepcopy(modules[0]).to("cpu", dtype).eval() if needs_network(recipe) else None
     tokens = {name: None if module is None else tokens_of(module, pair[0]) for name, pair in data.items()}
     places = {
@@ -212,6 +220,13 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
         network = Network(module.to(device), next(iter(sets.values())).inputs[:1])
         _check_outputs(network, {f"data.{name}": dataset for name, dataset in sets.items()})
     return Inputs(sources, network, evaluation, holdout, sets.get("training"))
+
+
+def _check_sizes(recipe: Recipe, first: LoadedSource) -> None:
+    facts = first.store.facts()
+    problems = [*payload_problems(recipe, {name: entry.shape for name, entry in facts.items() if entry.floating})]
+    if problems:
+        raise RecipeError(problems)
 
 
 def _check_fits(recipe: Recipe, evaluation: Dataset | None, holdout: Dataset | None, tokens: Tokens | None) -> None:

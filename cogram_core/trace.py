@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cogram_core.errors import Problem, ReplayError
+from cogram_core.errors import OutputError, Problem, ReplayError
 
 UnitKind = Literal["tensor", "layer", "neuron", "weight"]
 Action = Literal["merged", "trained", "refined", "rolled_back", "skipped"]
@@ -116,13 +116,18 @@ class Journal:
         self._waiting: list[Decision] = []
         self._waiting_bytes = 0
         self._oldest = 0.0
+        self._count = 0
 
     def append(self, decision: Decision) -> None:
         """Takes one more row."""
+        size = len(decision.payload or b"")
+        if self._waiting_bytes + size > _BATCH_BYTES:
+            self.flush()  # a payload as large as a page of Parquet may be has to have one for itself
         if not self._waiting:
             self._oldest = time.monotonic()
         self._waiting.append(decision)
-        self._waiting_bytes += len(decision.payload or b"")
+        self._waiting_bytes += size
+        self._count += 1
         late = time.monotonic() - self._oldest > _BATCH_SECONDS
         if late or len(self._waiting) >= _BATCH_ROWS or self._waiting_bytes >= _BATCH_BYTES:
             self.flush()
@@ -149,12 +154,24 @@ class Journal:
             yield from decisions_of(batch)
 
     def finish(self, target: Path, metadata: Mapping[str, Any]) -> None:
-        """Ends the stream, writes its rows, batch by batch, as a Parquet file with ``metadata``."""
+        """Ends the stream, writes its rows, batch by batch, as a Parquet file with ``metadata``.
+
+        Raises:
+            OutputError: if the file can't be written, or not all rows can be read again.
+        """
         self.close()
         schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-        with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
-            for batch in read_journal(self.path):
-                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+        count = 0
+        try:
+            with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
+                for batch in read_journal(self.path):
+                    writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+                    count += batch.num_rows
+        except (OSError, MemoryError, pa.ArrowException) as error:
+            raise OutputError(f"{target}: can't be written ({error}); check that there is room") from error
+        if count != self._count:
+            message = f"{self.path}: only {count} of {self._count} decisions can be read again; check the disk"
+            raise OutputError(message)
 
 
 def read_journal(path: Path) -> Iterator[pa.RecordBatch]:

@@ -10,6 +10,7 @@ from cogram_core.preflight.checks import (
 from cogram_core.preflight.data import DatasetFacts, LossKind, read_dataset_facts
 from cogram_core.preflight.estimates import Estimates
 from cogram_core.preflight.files import preflight_files
+from cogram_core.preflight.payloads import payload_problems
 from cogram_core.preflight.summaries import NETWORK_FILE, CheckpointSummary, summarise_checkpoint
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Preflight",
     "criterion_problems",
     "needs_network",
+    "payload_problems",
     "preflight",
     "preflight_files",
     "prototype_problems",

@@ -18,6 +18,7 @@ from cogram_core.preflight.data import (
     value_problems,
 )
 from cogram_core.preflight.estimates import Estimates, estimate
+from cogram_core.preflight.payloads import payload_problems
 from cogram_core.preflight.summaries import CheckpointSummary
 from cogram_core.recipe.document import Recipe, Source
 from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, Residual, expected_tensors, vocabulary
@@ -54,6 +55,8 @@ def preflight(
     """
     first = checkpoints[recipe.sources[0].checkpoint]
     problems = [*_compare_sources(recipe, checkpoints), *_same_data(recipe)]
+    floating = {name: spec.shape for name, spec in first.header.tensors.items() if spec.floating}
+    problems += payload_problems(recipe, floating)
     layers: tuple[AnyLayer, ...] | None = None
     if needs_network(recipe):
         layers, found = _network(recipe, first)

@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogram_core import trace
+from cogram_core.errors import OutputError
 from cogram_core.trace import (
     Decision,
     Journal,
@@ -155,3 +158,39 @@ def test_closing_twice_is_safe_and_keeps_every_row(tmp_path: Path) -> None:
     journal.close()
     journal.close()
     assert rows(tmp_path / "journal") == [0]
+
+
+def test_a_large_payload_has_a_batch_for_itself_for_a_page_of_parquet_holds_no_more(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.append(decision(0, payload=bytes(2**20)))
+    journal.append(decision(1, payload=bytes(2**25 + 1)))
+    journal.append(decision(2, payload=b"x"))
+    journal.finish(tmp_path / "trace.parquet", METADATA)
+    assert [batch.num_rows for batch in read_journal(tmp_path / "journal")] == [1, 1, 1]
+    groups = pq.ParquetFile(tmp_path / "trace.parquet").metadata
+    assert [groups.row_group(place).num_rows for place in range(groups.num_row_groups)] == [1, 1, 1]
+
+
+def test_what_parquet_refuses_is_told_and_the_journal_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.append(decision(0))
+
+    def refused(*_: object) -> None:
+        raise pa.ArrowInvalid("Parquet cannot store strings with size 2GB or more")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", refused)
+    with pytest.raises(OutputError, match=r"can.t be written .Parquet cannot store"):
+        journal.finish(tmp_path / "trace.parquet", METADATA)
+    assert rows(tmp_path / "journal") == [0]
+
+
+def test_a_trace_without_all_its_rows_is_not_written_as_if_it_had_them(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    for seq in range(2):
+        journal.append(decision(seq))
+        journal.flush()
+    journal.close()
+    raw = (tmp_path / "journal").read_bytes()
+    (tmp_path / "journal").write_bytes(raw[: len(raw) * 3 // 4])
+    with pytest.raises(OutputError, match="only 1 of 2 decisions"):
+        journal.finish(tmp_path / "trace.parquet", METADATA)
