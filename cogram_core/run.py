@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogram_core.errors import Problem, ReplayError
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.guard import Choice, Jury, hear_inputs, verdict_document
 from cogram_core.methods import METHODS
@@ -25,7 +26,7 @@ from cogram_core.report import Summary, build_report
 from cogram_core.resuming import EarlierRun, Identity
 from cogram_core.sources import LoadedSource, check_finite, differing_integers, source_digests
 from cogram_core.stopping import stop_point
-from cogram_core.trace import JOURNAL_NAME, Decision, Journal, Recorder
+from cogram_core.trace import JOURNAL_NAME, VERSION, Decision, Journal, Recorder
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Run:
 
         Raises:
             CheckpointError: if a source holds NaN or infinity.
+            ReplayError: if what an earlier run decided doesn't belong where it stands.
             FusionStopped: if the observer asked to stop.
         """
         check_finite(self._inputs.sources)
@@ -101,7 +103,7 @@ class Run:
             for source, digest in zip(known, digests, strict=True)
         ]
         metadata = {
-            "version": 1,
+            "version": VERSION,
             "recipe": self._recipe.to_document(),
             "sources": sources,
             "written": outcome.written.to_document(),
@@ -202,6 +204,9 @@ class Run:
         layers = layers_of(self._inputs.sources[0])
         for done in range(count):
             (decision,) = past.upcoming(1)
+            if decision.stage != info.index:
+                message = f"decision {decision.seq} is of stage {decision.stage}, and stage {info.index} is to go on"
+                raise ReplayError([Problem("journal", "resume.other_stage", f"{message}; remove the earlier journal")])
             apply_decision(decision, self._inputs.sources, state, layers, self._params(info))
             if decision.kind == "tensor":  # the others were changed in their place
                 network.tensor(decision.layer).copy_(state[decision.layer])

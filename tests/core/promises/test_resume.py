@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from cogram_core import fuse, trace
-from cogram_core.trace import Decision, Trace, read_journal
+from cogram_core.errors import ReplayError
+from cogram_core.trace import Decision, Journal, Trace, journal_identity, read_journal
 from tests.core.factories import checkpoint_bytes, points, recipe_document, save_checkpoint, save_data, specialists
 from tests.core.pipeline.recording import Recording, entries
 
@@ -248,6 +249,22 @@ def test_what_is_no_journal_is_ignored(fisher: Undisturbed, tmp_path: Path, cont
     report = fuse(fisher.document, tmp_path / "out").report
     assert "not a readable journal" in report["ignored_journals"][0]
     fisher.assert_same(tmp_path / "out")
+
+
+@pytest.mark.parametrize("stages", [["fisher", "fisher"], OTHERS["finetune"]], ids=["merging", "training"])
+def test_decisions_that_stand_in_another_stages_place_are_refused(tmp_path: Path, stages: list[Any]) -> None:
+    undisturbed = Undisturbed(tmp_path, stages)
+    with undisturbed.journal.open("rb") as file:
+        journal = Journal(tmp_path / "crafted", journal_identity(file))
+    for one in undisturbed.decisions:
+        journal.append(replace(one, stage=0))
+    journal.close()
+    with pytest.raises(ReplayError) as caught:
+        fuse(undisturbed.document, tmp_path / "again", earlier=[journal.path])
+    (problem,) = caught.value.problems
+    assert (problem.location, problem.code) == ("journal", "resume.other_stage")
+    assert "is of stage 0, and stage 1 is to go on" in problem.message
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_longest_of_several_journals_is_taken(fisher: Undisturbed, tmp_path: Path) -> None:
