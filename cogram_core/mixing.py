@@ -144,9 +144,12 @@ def unpack_shares(payload: bytes, shape: Sequence[int], sources: int) -> Tensor:
     """The bounds again, int32 of shape (sources − 1, *shape).
 
     Raises:
-        ValueError: if the payload has another length.
+        ValueError: if the payload has another length, or its bounds fall or pass one.
     """
     if len(payload) != 2 * (sources - 1) * math.prod(shape):
         raise ValueError(f"{len(payload)} bytes of shares for {sources} tensors of shape {list(shape)}")
     flat = torch.frombuffer(bytearray(payload), dtype=torch.uint16) if payload else torch.zeros(0, dtype=torch.uint16)
-    return flat.to(torch.int32).reshape(sources - 1, *shape)
+    bounds = flat.to(torch.int32).reshape(sources - 1, *shape)
+    if bool((bounds[1:] < bounds[:-1]).any()) or bool((bounds[-1:] > 1 << ELEMENTWISE_BITS).any()):
+        raise ValueError("a share is negative: the bounds of its element fall, or pass one")
+    return bounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -133,6 +134,7 @@ def rebuild(
             raise _damaged(f"decision {count} is missing")
         count += 1
         try:
+            _check_stage(decision, recipe)
             apply_decision(decision, sources, state, layers, params[decision.stage])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, CheckpointError) as error:
             raise _damaged(f"decision {decision.seq} doesn't fit the sources: {error}") from error
@@ -140,6 +142,13 @@ def rebuild(
     if count != written.seq or state.keys() != floating:
         raise _damaged(f"its {count} decisions don't make the network that was written")
     return state.__getitem__
+
+
+def _check_stage(decision: Decision, recipe: Recipe) -> None:
+    if not 0 <= decision.stage < len(recipe.stages):
+        raise ValueError(f"the recipe has no stage {decision.stage}")
+    if decision.method != (method := recipe.stages[decision.stage].method):
+        raise ValueError(f"it is of {decision.method}, and stage {decision.stage} is {method}")
 
 
 def _damaged(what: str) -> ReplayError:
@@ -189,6 +198,7 @@ def _merge(
         return
     if decision.shares is None or decision.step is None:
         raise ValueError("it has no shares or no step")
+    _check_unit(decision, decision.shares, decision.step)
     layer = layers[decision.layer]
     column = None if decision.column is None else layer.place(decision.column)
     for name in layer.tensors if column is None else column[:1]:
@@ -199,6 +209,18 @@ def _merge(
             values = [value.reshape(-1)[column[1]] for value in values]
         mixed = mix([*values, *_extra_values(params, current, values)], decision.shares)
         current.copy_(step_towards(current, mixed, decision.step))
+
+
+def _check_unit(decision: Decision, shares: Sequence[float], step: float) -> None:
+    """What torch would carry out as well: it counts negative rows from the end, and mixes by any numbers."""
+    if decision.row is not None and decision.row < 0:
+        raise ValueError(f"there is no row {decision.row}")
+    if decision.row is None and decision.column is not None:
+        raise ValueError(f"it has column {decision.column} of no row")
+    if math.fsum(shares) != 1 or min(shares) < 0:
+        raise ValueError(f"its shares {list(shares)} don't sum to one, or one of them is negative")
+    if not 0 < step <= 1:
+        raise ValueError(f"its step {step} is not a part of the way")
 
 
 def _unit_part(source: LoadedSource, name: str, row: int | None) -> Tensor:

@@ -133,3 +133,9 @@ def test_an_elementwise_mix_takes_each_element_by_its_own_shares() -> None:
 def test_packed_shares_of_another_length_are_refused(payload: bytes) -> None:
     with pytest.raises(ValueError, match="bytes of shares"):
         unpack_shares(payload, (2, 3), 2)
+
+
+@pytest.mark.parametrize("bounds", [[[3, 2], [2, 3]], [[0, 0], [0, 2**15 + 1]]], ids=["falling", "past one"])
+def test_packed_shares_that_are_negative_are_refused(bounds: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="a share is negative"):
+        unpack_shares(pack_shares(torch.tensor(bounds)), (2,), 3)

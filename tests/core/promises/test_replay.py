@@ -290,6 +290,47 @@ def test_a_trace_whose_rows_do_not_make_the_network_is_refused(
     assert refusal(finished, tmp_path / "again", trace=path) == ["replay.damaged"]
 
 
+def on_first_unit(name: str, value: Any) -> Callable[[pa.Table], pa.Table]:
+    """Another value for the first neuron that was merged."""
+
+    def change(table: pa.Table) -> pa.Table:
+        facts = zip(table["action"].to_pylist(), table["kind"].to_pylist(), strict=True)
+        place = list(facts).index(("merged", "neuron"))
+        values = table[name].to_pylist()
+        values[place] = value(values[place]) if callable(value) else value
+        at, field = table.schema.get_field_index(name), table.schema.field(name)
+        return table.set_column(at, field, pa.array(values, field.type))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (on_first_unit("row", -1), "there is no row -1"),
+        (lambda table: on_first_unit("row", None)(on_first_unit("column", 0)(table)), "column 0 of no row"),
+        (on_first_unit("stage", -1), "no stage -1"),
+        (on_first_unit("stage", 0), "stage 0 is fisher"),
+        (on_first_unit("method", "linear"), "stage 1 is cogram"),
+        (on_first_unit("shares", [0.5, 0.25]), "don't sum to one"),
+        (on_first_unit("shares", [1.5, -0.5]), "is negative"),
+        (on_first_unit("shares", [float("nan"), 1.0]), "don't sum to one"),
+        (on_first_unit("step", float("nan")), "step nan"),
+        (on_first_unit("step", 3.0), "step 3.0"),
+    ],
+)
+def test_a_crafted_row_that_torch_would_carry_out_is_refused_with_its_place(
+    finished: Run, tmp_path: Path, change: Callable[[pa.Table], pa.Table], fault: str
+) -> None:
+    path = rewritten(finished, tmp_path / "bad.parquet", change)
+    with pytest.raises(ReplayError) as caught:
+        replay(finished.sources, path, tmp_path / "again")
+    (problem,) = caught.value.problems
+    changed = next(d.seq for d in Trace(finished.trace).decisions() if (d.action, d.kind) == ("merged", "neuron"))
+    assert f"decision {changed} doesn't fit the sources" in problem.message
+    assert fault in problem.message
+
+
 def test_a_trace_cut_off_anywhere_is_refused(finished: Run, tmp_path: Path) -> None:
     content, path = finished.trace.read_bytes(), tmp_path / "bad.parquet"
     for length in (0, 3, 100, len(content) // 2, len(content) - 1):
