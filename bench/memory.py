@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cogram_core.evaluation.probes import _BATCH_BYTES, _POOLED_BYTES
+from cogram_core.evaluation.batches import BATCH_BYTES
+from cogram_core.evaluation.columns import POOLED_BYTES
 
 NETWORKS = 3
 BATCHES = 6  # tensors of a batch's size that are there at once: read, written, and between
@@ -128,7 +129,7 @@ def peak(size: Size, sources: int, level: str) -> int:
 
 def report(cases: Sequence[tuple[str, int]]) -> bool:
     """Prints the table; whether every case stays within its bound."""
-    batches = BATCHES * _BATCH_BYTES["cpu"] + _POOLED_BYTES
+    batches = BATCHES * BATCH_BYTES["cpu"] + POOLED_BYTES
     budget = batches + LARGE.recorded
     bound = NETWORKS * LARGE.bytes + budget
     print(f"network {LARGE.bytes / 1e6:.0f} MB in float32; batches {batches / 1e6:.0f} MB, ", end="")
