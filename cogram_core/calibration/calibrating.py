@@ -34,8 +34,8 @@ def calibrate(
     """Searches λ, κ, τ_min and τ_max of a recipe's CoGraM stage, and writes the table and the best recipe.
 
     Settings are compared by the guard's criterion on the whole evaluation data. Beside it the table has the figures on
-    holdout data, which take no part in the choice. The search is a fixed grid, one parameter after the other; nothing in
-    it is random.
+    holdout data, which take no part in the choice. The search goes through fixed grids, the parameters by turns; nothing
+    in it is random, so the same recipe gives the same table, unless a stage has a ``time_budget``, which ends by the clock.
 
     Args:
         recipe: a recipe, a parsed document, or the path of a YAML or JSON file.

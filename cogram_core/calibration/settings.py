@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -12,18 +13,18 @@ import numpy as np
 from cogram_core.methods.cogram.params import LEVELS, LevelSteepness, Params
 
 # Around the recipe's own λ: a factor of two changes few shares by much, so the grid is wide and coarse.
-FACTORS = (1 / 8, 1 / 4, 1 / 2, 2.0, 4.0, 8.0, 32.0)
+FACTORS = (2.0, 1 / 2, 4.0, 1 / 4, 8.0, 1 / 8, 32.0, 1.0)
 MAX_STEEPNESS = 1e12  # the parameter's own limit
-COMPETENCES = (0.0, 0.5, 1.0)
+COMPETENCES = (0.5, 1.0, 0.0)
 QUANTILES: tuple[tuple[float | None, float | None], ...] = (
-    (None, 0.5),
+    (0.1, 0.9),
     (None, 0.75),
+    (0.25, None),
+    (None, 0.5),
+    (0.5, None),
+    (0.25, 0.75),
     (None, 0.9),
     (0.1, None),
-    (0.25, None),
-    (0.5, None),
-    (0.1, 0.9),
-    (0.25, 0.75),
 )
 """Pairs of τ_min and τ_max as quantiles of the layers' spreads; None: no threshold on this side."""
 
@@ -40,13 +41,14 @@ class Setting:
     tau: Literal["given", "auto"]
     tau_min: float
     tau_max: float | None
+    tau_scale: Literal["share", "absolute"]
 
     @classmethod
     def of(cls, params: Params) -> Setting:
-        """A stage's own values."""
+        """A stage's own values; the defaults where one changes nothing as the others stand, for a recipe refuses it then."""
         given = params.steepness
         levels = given if isinstance(given, LevelSteepness) else LevelSteepness(**dict.fromkeys(LEVELS, float(given)))
-        return cls(
+        own = cls(
             levels.layer,
             levels.neuron,
             levels.weight,
@@ -55,7 +57,11 @@ class Setting:
             params.tau,
             params.tau_min,
             params.tau_max,
+            params.tau_scale,
         )
+        if own.refinement == "passes":
+            return replace(own, **_WITHOUT_THRESHOLDS)
+        return replace(own, tau_min=_DEFAULTS.tau_min, tau_max=_DEFAULTS.tau_max) if own.tau == "auto" else own
 
     def parameters(self) -> dict[str, Any]:
         """What a stage gets."""
@@ -66,16 +72,26 @@ class Setting:
             "tau": self.tau,
             "tau_min": self.tau_min,
             "tau_max": self.tau_max,
+            "tau_scale": self.tau_scale,
         }
 
 
-_Options = Callable[[Setting], Iterator[Setting]]
+_Change = Mapping[str, Any]
+_DEFAULTS = Params()
+_WITHOUT_THRESHOLDS: _Change = {
+    "refinement": "passes",
+    "tau": _DEFAULTS.tau,
+    "tau_min": _DEFAULTS.tau_min,
+    "tau_max": _DEFAULTS.tau_max,
+    "tau_scale": _DEFAULTS.tau_scale,
+}
 
 
 class Search:
-    """One parameter after the other, each on a grid with the others at their best so far, until a round changes nothing.
+    """One change of the best setting so far after the other, each parameter on a grid, until a round changes nothing.
 
-    The first setting asked about is the recipe's own, so that a tie never replaces it.
+    A round goes through the parameters by turns, finest level first and what lies nearest first, so that a few trials
+    reach each of them. The first setting asked about is the recipe's own, so that a tie never replaces it.
     """
 
     def __init__(self, own: Setting, levels: Sequence[str], ask: Callable[[Setting], float], limit: int) -> None:
@@ -100,13 +116,12 @@ class Search:
             spreads: the layers' spreads in nats; called once the recipe's own setting has been asked about.
         """
         self._try(self._own)
-        coordinates = self._coordinates(spreads())
+        changes = self._changes(spreads())
         before = None
         while before != self._best():
             before = self._best()
-            for options in coordinates:
-                for setting in options(self._best()):
-                    self._try(setting)
+            for change in changes:
+                self._try(replace(self._best(), **change))
         return before
 
     def _best(self) -> Setting:
@@ -116,36 +131,32 @@ class Search:
         if setting not in self._values and len(self._values) < self._limit:
             self._values[setting] = self._ask(setting)
 
-    def _coordinates(self, spreads: Sequence[float]) -> list[_Options]:
-        found: list[_Options] = [self._steepness(level) for level in self._levels]
-        found.append(lambda best: (replace(best, competence=competence) for competence in COMPETENCES))
+    def _changes(self, spreads: Sequence[float]) -> list[_Change]:
+        grids = [self._steepness(level) for level in reversed(self._levels)]
+        grids.append([{"competence": competence} for competence in COMPETENCES])
         if len(self._levels) > 1:  # else there is nothing finer that a threshold could send a layer to
-            found.append(lambda best: thresholds(best, spreads))
-        return found
+            grids.append(thresholds(spreads, self._own.tau_scale))
+        return [change for turn in zip_longest(*grids) for change in turn if change is not None]
 
-    def _steepness(self, level: str) -> _Options:
+    def _steepness(self, level: str) -> list[_Change]:
         middle: float = getattr(self._own, level) or getattr(LevelSteepness(), level)
-
-        def options(best: Setting) -> Iterator[Setting]:
-            for factor in (*FACTORS, 1.0):
-                changed: dict[str, Any] = {level: min(middle * factor, MAX_STEEPNESS)}
-                yield replace(best, **changed)
-
-        return options
+        return [{level: min(middle * factor, MAX_STEEPNESS)} for factor in FACTORS]
 
 
-def thresholds(best: Setting, spreads: Sequence[float]) -> Iterator[Setting]:
-    """The setting with other thresholds, taken from the layers' finite spreads; and without any."""
-    yield replace(best, refinement="passes")
+def thresholds(spreads: Sequence[float], scale: Literal["share", "absolute"]) -> list[_Change]:
+    """Changes to thresholds taken from the layers' finite spreads, and to none; ``scale`` is the recipe's own."""
     known = [spread for spread in spreads if math.isfinite(spread)]
-    for low, high in QUANTILES if known else ():
-        yield replace(
-            best,
-            refinement="thresholds",
-            tau="given",
-            tau_min=0.0 if low is None else _quantile(known, low),
-            tau_max=None if high is None else _quantile(known, high),
-        )
+    found: list[_Change] = [
+        {
+            "refinement": "thresholds",
+            "tau": "given",
+            "tau_min": 0.0 if low is None else _quantile(known, low),
+            "tau_max": None if high is None else _quantile(known, high),
+            "tau_scale": scale,
+        }
+        for low, high in (QUANTILES if known else ())
+    ]
+    return [_WITHOUT_THRESHOLDS, *found]
 
 
 def _quantile(spreads: Sequence[float], share: float) -> float:

@@ -65,18 +65,19 @@ _RULES = (
 def idle_problems(entry: MethodEntry, parameters: _Values, location: str) -> Iterator[Problem]:
     """What a stage was given in vain.
 
-    A value that is the default anyway was meant by nobody; and a stage with every parameter written out comes from a
-    resolved recipe, or from a trace that is to be replayed.
+    A value that is a default anyway, the preset's or without one, was meant by nobody; and a stage with every parameter
+    written out comes from a resolved recipe, or from a trace that is to be replayed.
     """
     if entry.schema["properties"].keys() <= parameters.keys():
         return
     values = with_defaults(entry, parameters)
-    usual = with_defaults(entry, {"preset": parameters.get("preset")} if "preset" in values else {})
+    presets = [{}, {"preset": values["preset"]}] if "preset" in values else [{}]
+    usual = [with_defaults(entry, preset) for preset in presets]
     for rule in _RULES:
         if rule.method != entry.name or not rule.idle(values):
             continue
         for name in rule.parameters:
-            if _at(parameters, name) not in (None, _at(usual, name)):
+            if _at(parameters, name) not in (None, *(_at(defaults, name) for defaults in usual)):
                 message = rule.message.format(name=name.rpartition(".")[2])
                 yield Problem(f"{location}.{name}", "recipe.unused_parameter", message)
     if entry.name == "finetune" and values["kickoff_epochs"] == values["epochs"] == 0:

@@ -150,7 +150,7 @@ def test_only_the_named_one_of_several_stages_is_changed(tmp_path: Path) -> None
     found = cogram_core.calibrate(recipe, tmp_path / "out", stage=1, trials=3)
     before = cogram_core.Recipe.from_document(recipe).stages
     assert (found.recipe.stages[0], found.recipe.stages[2]) == (before[0], before[2])
-    assert [trial.setting.layer for trial in found.trials] == [3.0, 0.375, 0.75]
+    assert [trial.setting.layer for trial in found.trials] == [3.0, 3.0, 6.0]
 
 
 @pytest.mark.parametrize("guarded", [None, 1, 2])

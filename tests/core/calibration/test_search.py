@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cogram_core.calibration.settings import Search, Setting, thresholds
+from cogram_core.calibration.settings import QUANTILES, Search, Setting, thresholds
 from cogram_core.methods.cogram.params import Params
+from cogram_core.recipe import Recipe
 
 OWN = Setting.of(Params.model_validate({"steepness": {"layer": 5.5, "neuron": 1.0, "weight": 1.0}}))
 
@@ -71,15 +73,60 @@ def test_one_number_for_every_level_is_taken_for_each() -> None:
 @settings(deadline=None, max_examples=25)
 @given(spreads=st.lists(st.floats(0, 1e6), min_size=1, max_size=12))
 def test_thresholds_are_quantiles_of_the_spreads_and_make_valid_parameters(spreads: list[float]) -> None:
-    found = list(thresholds(OWN, [*spreads, float("inf")]))
-    assert found[0].refinement == "passes"
-    assert all(setting.refinement == "thresholds" for setting in found[1:])
-    for setting in found:
-        Params(granularity="neuron", **setting.parameters())
-    halves = [setting for setting in found[1:] if setting.tau_min == 0]
-    assert halves[0].tau_max == pytest.approx(float(np.median(spreads)), rel=1e-3)
+    none, *found = thresholds([*spreads, float("inf")], "absolute")
+    assert none["refinement"] == "passes"
     assert len(found) > 5
+    for change in found:
+        assert (change["refinement"], change["tau_scale"]) == ("thresholds", "absolute")
+        Params(granularity="neuron", **replace(OWN, **change).parameters())
+    half = found[QUANTILES.index((None, 0.5))]
+    assert half["tau_min"] == 0
+    assert half["tau_max"] == pytest.approx(float(np.median(spreads)), rel=1e-3)
 
 
 def test_without_a_finite_spread_only_passes_are_left() -> None:
-    assert [setting.refinement for setting in thresholds(OWN, [float("inf")])] == ["passes"]
+    assert [change["refinement"] for change in thresholds([float("inf")], "share")] == ["passes"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"refinement": "thresholds", "tau_min": 0.2, "tau_max": 0.4, "tau_scale": "absolute"},
+        {"refinement": "thresholds", "tau": "auto", "tau_scale": "absolute"},
+        {"preset": "paper"},
+        {"preset": "paper", "tau": "auto", "granularity": "weight"},
+        {"preset": "paper", "refinement": "passes"},
+    ],
+    ids=str,
+)
+def test_every_trials_parameters_are_accepted_as_they_stand_alone_and_in_their_stage(given: dict[str, Any]) -> None:
+    asked: list[Setting] = []
+    own = Setting.of(Params.model_validate(given))
+    search(lambda setting: -float(asked.append(setting) is None and len(asked)), own)  # type: ignore[func-returns-value]
+    assert {setting.refinement for setting in asked} == {"passes", "thresholds"}
+    for setting in asked:
+        for stage in ({}, given):
+            document = {
+                "sources": [{"name": name, "checkpoint": name} for name in "ab"],
+                "data": {"evaluation": "e", "holdout": "h"},
+                "stages": [{"method": "cogram", **stage, **setting.parameters()}],
+            }
+            parameters = Recipe.from_document(document).stages[-1].parameters
+            assert Setting.of(Params.model_validate(parameters)) == setting
+
+
+def test_a_few_trials_reach_every_parameter_the_nearest_values_first() -> None:
+    asked: list[Setting] = []
+    search(lambda setting: float(asked.append(setting) is None), limit=12)  # type: ignore[func-returns-value]
+    changed = [
+        {
+            name
+            for name in ("layer", "neuron", "weight", "competence", "tau_max")
+            if getattr(one, name) != getattr(OWN, name)
+        }
+        for one in asked
+    ]
+    assert changed[1:5] == [{"weight"}, {"neuron"}, {"layer"}, {"competence"}]
+    assert set().union(*changed) == {"layer", "neuron", "weight", "competence", "tau_max"}
+    assert [one.neuron for one in asked if one.neuron != 1][:2] == [2, 0.5]
