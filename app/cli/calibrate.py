@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from cogram_core.calibration import Calibration
 
 _SHOWN = 15
+_CAPTION = (
+    "own: the recipe's own setting. Evaluation figures chose the best trial and flatter it; holdout figures had no part "
+    "in it."
+)
 
 
 def calibrate(
@@ -44,6 +49,7 @@ def _show(found: Calibration, output: Path) -> None:
     console = Console(stderr=True)
     document = found.to_document()
     console.print(_trials_table(document["trials"], document["best"], found.criterion))
+    console.print(_CAPTION)
     console.print(found.summary)
     typer.echo(str(output))
 
@@ -51,18 +57,23 @@ def _show(found: Calibration, output: Path) -> None:
 def _trials_table(trials: Sequence[Mapping[str, Any]], best: int, criterion: str) -> Table:
     """The best trials by the criterion on evaluation data, and the recipe's own setting wherever it stands."""
     words = criterion.replace("_", " ")
-    table = Table(
-        Column("trial", justify="right"),
-        "λ layer / neuron / weight",
+    headers = (
+        "λ layer, neuron, weight",
         "κ",
         "τ",
-        f"evaluation {words}",
-        f"holdout {words}",
+        "evaluation",
+        "holdout",
         "holdout accuracy",
-        "accepted",
-        "rolled back",
-        "",
-        caption="Evaluation figures chose the best trial and flatter it; holdout figures had no part in it.",
+    )
+    table = Table(
+        Column("trial", justify="right"),
+        # No lines between the columns, and no counts of decisions: all has to fit into 80 characters.
+        *(Column(header, min_width=max(map(len, header.split()))) for header in headers),
+        title=f"{words} on evaluation and holdout data",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
     sign = -1 if criterion == "accuracy" else 1
     ranked = sorted(trials, key=lambda trial: _or_infinite(trial["evaluation"][criterion], sign))
@@ -76,18 +87,15 @@ def _cells(trial: Mapping[str, Any], best: int, criterion: str) -> list[str]:
     given, evaluation, holdout = trial["parameters"], trial["evaluation"], trial["holdout"]
     high = "∞" if given["tau_max"] is None else f"{given['tau_max']:g}"
     thresholds = "auto" if given["tau"] == "auto" else f"{given['tau_min']:g} to {high}"
-    marks = [*(["best"] if trial["number"] == best else []), *(["the recipe's own"] if trial["number"] == 0 else [])]
+    marks = [*(["own"] if trial["number"] == 0 else []), *(["best"] if trial["number"] == best else [])]
     return [
-        str(trial["number"]),
-        " / ".join(f"{given['steepness'][level]:g}" for level in ("layer", "neuron", "weight")),
+        " ".join([*marks, str(trial["number"])]),
+        ", ".join(f"{given['steepness'][level]:g}" for level in ("layer", "neuron", "weight")),
         f"{given['competence']:g}",
         thresholds if given["refinement"] == "thresholds" else "",
         _shown(evaluation[criterion]),
         _shown(holdout[criterion]),
         _shown(holdout["accuracy"]),
-        str(trial["accepted"]),
-        str(trial["rolled_back"]),
-        ", ".join(marks),
     ]
 
 

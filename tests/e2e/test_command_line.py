@@ -186,6 +186,10 @@ def test_calibrate_prints_the_table_and_writes_a_recipe_that_fuses(small_inputs:
     assert len(table["trials"]) == 4
     assert _words(table["summary"]) in _words(err)
     assert "the recipe's own" in _words(err)
+    assert max(map(len, err.splitlines())) <= 80  # what a terminal has that doesn't say how wide it is
+    assert "…" not in err
+    for word in ["trial", "layer,", "neuron,", "weight", "κ", "τ", "evaluation", "holdout", "accuracy"]:
+        assert word in _words(err).split()
     code, _, _ = _run("fuse", tmp_path / "calibrated" / "recipe.calibrated.yaml", "-o", tmp_path / "out")
     assert code == 0
 
