@@ -24,8 +24,11 @@ def load(path: Path) -> Recipe:
     """See ``Recipe.load``."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"can't be read as UTF-8 text: {error}"
+    except OSError as error:
+        message = f"can't be read ({error.strerror}); check the path and its permissions"
+        raise RecipeError([Problem(str(path), "recipe.unreadable", message)]) from error
+    except UnicodeDecodeError as error:
+        message = f"can't be read as UTF-8 text ({error}); save it as UTF-8"
         raise RecipeError([Problem(str(path), "recipe.unreadable", message)]) from error
     recipe = parse(read_text(text, str(path)))
     folder = path.resolve().parent

@@ -123,13 +123,16 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         Recipe.load(path)
     assert caught.value.problems[0].code == "recipe.unreadable"
     assert caught.value.problems[0].location == str(path)
+    assert "save it as UTF-8" in caught.value.problems[0].message
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
+    for path, fault in ((tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(RecipeError) as caught:
             Recipe.load(path)
-        assert caught.value.problems[0].code == "recipe.unreadable"
+        (problem,) = caught.value.problems
+        assert (problem.location, problem.code) == (str(path), "recipe.unreadable")
+        assert problem.message == f"can't be read ({fault}); check the path and its permissions"
 
 
 def test_relative_paths_count_from_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
