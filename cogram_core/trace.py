@@ -255,15 +255,6 @@ class Trace:
                 return
             yield from rows
 
-    def table(self) -> pa.Table:
-        """All rows at once, without the payload.
-
-        Raises:
-            ReplayError: if the file is damaged.
-        """
-        with self._readable():
-            return self._file.read(columns=[name for name in SCHEMA.names if name != "payload"])
-
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:

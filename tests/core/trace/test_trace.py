@@ -52,12 +52,6 @@ def test_a_trace_opens_from_bytes_as_from_a_path(tmp_path: Path) -> None:
     assert one.metadata == other.metadata == METADATA
 
 
-def test_the_table_leaves_the_payload_out(tmp_path: Path) -> None:
-    table = Trace(finished(tmp_path)).table()
-    assert table.num_rows == 3
-    assert set(SCHEMA.names) - set(table.column_names) == {"payload"}
-
-
 def test_a_run_without_decisions_has_an_empty_trace(tmp_path: Path) -> None:
     trace = Trace(finished(tmp_path, count=0))
     assert len(trace) == 0
