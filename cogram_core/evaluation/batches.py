@@ -113,7 +113,9 @@ class RankOne(_OnRest):
         self._name, self._function = function, ELEMENTWISE[function]
         self._weight = weight  # Vᵀ, (in, out)
         self._output = output  # Z, (N, ..., out)
-        self._arriving = self._function(columns.current).contiguous()  # what Z is made of, (in, N, ...)
+        arriving = self._function(columns.current)
+        # What Z is made of, (in, N, ...); not the very channels that the columns put others into.
+        self._arriving = arriving.clone() if arriving is columns.current else arriving.contiguous()
         self._examples = self._targets = torch.empty(0)
         # New memory for every batch would have to be cleared by the system first.
         self._space = torch.empty(0, *output.shape, dtype=output.dtype, device=output.device)
@@ -133,7 +135,7 @@ class RankOne(_OnRest):
     def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
         """See ``Probe.losses``."""
         count, rows = len(candidates), candidates.rows.to(self._arriving.device)
-        change = self._function(self._columns.of(candidates)).sub_(self._arriving.index_select(0, rows))  # (K, N, ...)
+        change = self._function(self._columns.of(candidates)) - self._arriving.index_select(0, rows)  # (K, N, ...)
         weight = self._weight.index_select(0, rows).view(count, *(1,) * (change.ndim - 1), -1)
         if len(self._space) < count:
             self._space = torch.empty(count, *self._output.shape, dtype=self._output.dtype, device=weight.device)

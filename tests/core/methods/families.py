@@ -179,6 +179,7 @@ FAMILIES = {
     "relu": Family(_mlp(nn.ReLU), _classes(4)),
     "gelu": Family(_mlp(nn.GELU), _classes(4)),
     "tanh values": Family(_mlp(nn.Tanh), _values),
+    "linear values": Family(_mlp(nn.Identity), _values),
     "convolution": Family(_convolution, _classes(1, 4, 4)),
     "residual": Family(Residual, _classes(4), ["first", "norm", "inner", "head"]),
     "decoder": Family(Decoder, _tokens, DECODER),
