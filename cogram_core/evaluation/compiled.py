@@ -25,7 +25,7 @@ from cogram_core.networks.layers import Level
 from cogram_core.stopping import stop_point
 
 _STEM = "_rank_one"
-_VERSION = 3  # as visits.c has it
+_VERSION = 4  # as visits.c has it
 _LANES = 16
 _MOST_CLASSES = 128  # as rank_one.c has it; more are better served by a matrix product
 _FUNCTIONS = ("identity", "relu")

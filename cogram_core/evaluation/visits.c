@@ -25,7 +25,8 @@ struct visits {
     const double *current;                       /* (rows, width) */
     const double *values;                        /* (candidates, rows, width) */
     const uint8_t *same;                         /* (count): no candidate can change the unit */
-    const double *levels;                        /* of neurons: what would arrive, (candidates but known x rows, examples) */
+    const double *levels;                        /* of neurons: what would arrive, (candidates but known x rows, examples);
+                                                    null: found here, unit by unit */
     const double *features;                      /* what the layer is given, (inputs, examples) */
     const double *handicaps;                     /* (sources), what is taken off a source's loss */
     const double *step;                          /* (steps) */
@@ -108,16 +109,19 @@ static void find_candidate_losses(const struct end *end, const struct visits *vi
     for (int64_t c = 0; c < visits->candidates; c++) {
         if (c == visits->known)
             continue;
-        if (visits->level) {
+        if (!visits->levels) {
             double *own = space->own + tried * end->examples;
-            double value = visits->values[c * visits->rows * visits->width + place];
-            change_weight(end, visits, row, column, value - visits->current[place], own);
+            const double *numbers = visits->values + c * visits->rows * visits->width + place;
+            if (visits->level)
+                change_weight(end, visits, row, column, *numbers - visits->current[place], own);
+            else
+                change_neuron(end, visits, numbers, own);
             cogram_function(end, own, space->levels + tried * end->examples);
         }
-        space->picks[tried] = visits->level ? tried : tried * visits->rows + row - visits->block;
+        space->picks[tried] = visits->levels ? tried * visits->rows + row - visits->block : tried;
         space->rows[tried++] = row;
     }
-    const double *levels = visits->level ? space->levels : visits->levels;
+    const double *levels = visits->levels ? visits->levels : space->levels;
     struct batch batch = {tried, levels, space->picks, space->rows, space->losses, space->means};
     cogram_losses(end, &batch, visits->threads);
     for (int64_t c = 0, t = 0; c < visits->candidates; c++)
@@ -213,5 +217,5 @@ int cogram_visit(const struct end *end, struct visits *visits)
 /* Changes with what the functions take, so that code and library of different age don't meet. */
 int64_t cogram_rank_one_version(void)
 {
-    return 3;
+    return 4;
 }
