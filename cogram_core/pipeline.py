@@ -26,6 +26,7 @@ from cogram_core.networks.sequential import build
 from cogram_core.networks.tokens import Tokens, tokens_of
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
+from cogram_core.overlap import shared_part
 from cogram_core.preflight import (
     NETWORK_FILE,
     criterion_problems,
@@ -42,6 +43,8 @@ from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
 from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike, source_digests
 from cogram_core.stopping import stoppable
 from cogram_core.trace import JOURNAL_NAME, Trace
+
+_SHARED = 0.5  # of the holdout examples at most: data with few different inputs has some in common by chance
 
 
 @dataclass(frozen=True)
@@ -325,19 +328,16 @@ def _all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Data
 
 
 def _same_data(datasets: Mapping[str, Dataset]) -> list[Problem]:
-    """The preflight compares names; here are the numbers."""
+    """The preflight compares names; here are the numbers, in whatever order."""
     holdout = datasets.get("data.holdout")
     if holdout is None:
         return []
-    uses = {
-        "data.evaluation": "the evaluation data, on which decisions are taken",
-        "data.training": "the training data",
-    }
-    return [
-        Problem("data.holdout", "recipe.same_data", f"holds the same examples as {use}; name others")
-        for place, use in uses.items()
-        if place in datasets and datasets[place].equals(holdout)
-    ]
+    problems = []
+    for place, dataset in datasets.items():
+        if place != "data.holdout" and (part := shared_part(holdout, dataset)) > _SHARED:
+            message = f"{part:.0%} of its examples are also in {place}; name examples that nothing else sees"
+            problems.append(Problem("data.holdout", "recipe.same_data", message))
+    return problems
 
 
 def _module(layers: Sequence[LayerSpec], source: LoadedSource) -> nn.Module:

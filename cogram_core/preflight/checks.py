@@ -110,6 +110,7 @@ def _same_data(recipe: Recipe) -> Iterator[Problem]:
     """A holdout set that decisions have seen would make every verdict a compliment."""
     uses = {"the evaluation data, on which decisions are taken": recipe.data.evaluation}
     uses["the training data"] = recipe.data.training
+    uses |= {f"the data of {source.name}, which statistics are taken on": source.data for source in recipe.sources}
     for use, reference in uses.items():
         if recipe.data.holdout is not None and recipe.data.holdout == reference:
             message = f"is {use}; name examples that nothing else sees"

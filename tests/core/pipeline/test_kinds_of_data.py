@@ -227,11 +227,9 @@ class Looking(nn.Module):
 
 
 def refusal(modules: list[nn.Module], data: Pair, stages: Any = "linear", **guard: Any) -> dict[str, str]:
-    other = (data[0].flip(0), data[1].flip(0))
+    parts = {"evaluation": (data[0][::2], data[1][::2]), "holdout": (data[0][1::2], data[1][1::2])}
     with pytest.raises(InvalidInput) as caught:
-        cogram_core.fuse_modules(
-            modules, stages=stages, data={"evaluation": data, "holdout": other}, guard=guard or None
-        )
+        cogram_core.fuse_modules(modules, stages=stages, data=parts, guard=guard or None)
     return {problem.location: problem.code for problem in caught.value.problems}
 
 

@@ -106,5 +106,7 @@ def test_data_that_is_no_pair_of_tensors_is_told() -> None:
 
 
 def test_a_holdout_set_with_the_evaluation_examples_is_refused() -> None:
-    data = {"evaluation": points(0), "holdout": points(0)}
-    assert refusal([mlp(0), mlp(1)], data=data) == {"data.holdout": "recipe.same_data"}
+    inputs, targets = points(0)
+    for order in (torch.arange(len(targets)), torch.arange(len(targets)).flip(0)):
+        data = {"evaluation": (inputs, targets), "holdout": (inputs[order], targets[order])}
+        assert refusal([mlp(0), mlp(1)], data=data) == {"data.holdout": "recipe.same_data"}

@@ -14,7 +14,7 @@ import cogram_core
 from cogram_core.methods.cogram.params import LevelSweeps
 from cogram_core.recipe import Recipe
 from cogram_core.trace import Trace
-from tests.core.factories import checkpoint_bytes, mlp, read_output, save_state
+from tests.core.factories import checkpoint_bytes, mlp, points, read_output, save_data, save_state
 from tests.core.pipeline.recording import document, entries
 
 FILES = ["SHA256SUMS", "model.safetensors", "network.json", "recipe.resolved.yaml", "report.json", "trace.parquet"]
@@ -151,13 +151,11 @@ def test_references_that_are_names_are_found_through_the_inputs(tmp_path: Path) 
 def test_the_sources_own_data_is_used_instead_of_the_evaluation_data(tmp_path: Path) -> None:
     given = document(tmp_path / "inputs", stages=[{"method": "fisher"}])
     shared = cogram_core.fuse(given, tmp_path / "shared")
+    data = str(save_data(tmp_path / "own.safetensors", points(9, 20)))
     for source in given["sources"]:
-        source["data"] = given["data"]["holdout"]
+        source["data"] = data
     own = cogram_core.fuse(given | {"guard": "report"}, tmp_path / "own")
-    plain = cogram_core.fuse(
-        given | {"guard": "off", "data": {"evaluation": given["data"]["holdout"]}},
-        tmp_path / "plain",
-    )
+    plain = cogram_core.fuse(given | {"guard": "off", "data": {"evaluation": data}}, tmp_path / "plain")
     assert checkpoint_bytes(own.output) == checkpoint_bytes(plain.output)
     assert shared.verdict["candidates"][-1] != own.verdict["candidates"][-1]
 

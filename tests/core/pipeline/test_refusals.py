@@ -87,6 +87,21 @@ def training_on_a_copy_of_holdout(folder: Path, given: dict[str, Any]) -> None:
     given["data"]["training"] = str(shutil.copyfile(given["data"]["holdout"], folder / "copy.safetensors"))
 
 
+def evaluating_on_a_part_of_holdout_in_another_order(folder: Path, given: dict[str, Any]) -> None:
+    seen = load_file(given["data"]["holdout"])
+    order = torch.randperm(len(seen["targets"]))[: len(seen["targets"]) // 2 + 1]
+    save_file({name: tensor[order] for name, tensor in seen.items()}, folder / "part.safetensors")
+    given["data"]["evaluation"] = str(folder / "part.safetensors")
+
+
+def statistics_on_holdout(folder: Path, given: dict[str, Any]) -> None:
+    given["sources"][1]["data"] = given["data"]["holdout"]
+
+
+def statistics_on_a_copy_of_holdout(folder: Path, given: dict[str, Any]) -> None:
+    given["sources"][1]["data"] = str(shutil.copyfile(given["data"]["holdout"], folder / "copy.safetensors"))
+
+
 def targets_outside(folder: Path, given: dict[str, Any]) -> None:
     spoil_data(folder, "evaluation", lambda state: state["targets"].fill_(4))
     spoil_data(folder, "holdout", lambda state: state["targets"].fill_(-1))
@@ -162,6 +177,9 @@ def a_device_that_is_not_there(folder: Path, given: dict[str, Any]) -> None:
         (no_training, {"data.training": "recipe.missing_training"}),
         (training_on_holdout, {"data.holdout": "recipe.same_data"}),
         (training_on_a_copy_of_holdout, {"data.holdout": "recipe.same_data"}),
+        (evaluating_on_a_part_of_holdout_in_another_order, {"data.holdout": "recipe.same_data"}),
+        (statistics_on_holdout, {"data.holdout": "recipe.same_data"}),
+        (statistics_on_a_copy_of_holdout, {"data.holdout": "recipe.same_data"}),
         (
             targets_outside,
             {

@@ -205,6 +205,10 @@ def test_a_holdout_set_that_decisions_see_is_refused(tmp_path: Path) -> None:
     summaries = {name: saved(tmp_path, name) for name in ("a", "b")}
     result = check(summaries, data={"evaluation": "eval", "holdout": "eval"})
     assert found(result) == {"data.holdout": "recipe.same_data"}
+    sources = [{"name": "a", "checkpoint": "a"}, {"name": "b", "checkpoint": "b", "data": "hold"}]
+    (problem,) = check(summaries, sources=sources, method="fisher").problems
+    assert (problem.location, problem.code) == ("data.holdout", "recipe.same_data")
+    assert "the data of b" in problem.message
 
 
 def test_values_are_judged_by_no_accuracy(tmp_path: Path) -> None:
