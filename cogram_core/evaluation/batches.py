@@ -16,7 +16,7 @@ from cogram_core.evaluation.columns import Columns
 from cogram_core.evaluation.evaluator import Candidates
 from cogram_core.evaluation.losses import LossKind, example_losses
 from cogram_core.evaluation.rest import Rest
-from cogram_core.networks.calls import ELEMENTWISE
+from cogram_core.networks.calls import ELEMENTWISE, Call
 from cogram_core.networks.layers import Layer
 from cogram_core.networks.network import Network
 
@@ -46,10 +46,19 @@ class _OnRest:
     def __init__(self, rest: Rest, base: Tensor) -> None:
         self._rest = rest
         self._base = base  # each example's loss as the network stands, (N,)
+        self._examples = self._targets = torch.empty(0)
 
     def ending(self) -> Ending | None:
         """See ``Probe.ending``."""
         return None
+
+    def _all(self, count: int, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Every example for each of so many candidates, and their targets."""
+        size = count * len(targets)
+        if len(self._examples) < size:
+            self._examples = torch.arange(len(targets), device=targets.device).repeat(count)
+            self._targets = targets.repeat(count, *(1,) * (targets.ndim - 1))
+        return self._examples[:size], self._targets[:size]
 
     def _filled(
         self, count: int, which: Tensor, examples: Tensor, output: Tensor, kind: LossKind, targets: Tensor
@@ -116,7 +125,6 @@ class RankOne(_OnRest):
         arriving = self._function(columns.current)
         # What Z is made of, (in, N, ...); not the very channels that the columns put others into.
         self._arriving = arriving.clone() if arriving is columns.current else arriving.contiguous()
-        self._examples = self._targets = torch.empty(0)
         # New memory for every batch would have to be cleared by the system first.
         self._space = torch.empty(0, *output.shape, dtype=output.dtype, device=output.device)
 
@@ -143,14 +151,6 @@ class RankOne(_OnRest):
         examples, repeated = self._all(count, targets)
         return example_losses(kind, self._rest.run(output, examples), repeated).view(count, -1)
 
-    def _all(self, count: int, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Every example for each of so many candidates, and their targets."""
-        size = count * len(targets)
-        if len(self._examples) < size:
-            self._examples = torch.arange(len(targets), device=targets.device).repeat(count)
-            self._targets = targets.repeat(count, *(1,) * (targets.ndim - 1))
-        return self._examples[:size], self._targets[:size]
-
     def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
         """See ``Probe.move``."""
         row = int(candidates.rows[place])
@@ -158,6 +158,60 @@ class RankOne(_OnRest):
         self._output.addcmul_((arriving - self._arriving[row]).unsqueeze(-1), self._weight[row])
         self._arriving[row] = arriving
         self._base = losses
+
+
+class Channels(_OnRest):
+    """Runs the rest on a linear layer's output that is changed by one channel of a convolution: Z + δ·V_j.
+
+    Between the two stands what works on each channel by itself; so only that of the candidate goes through it.
+    """
+
+    def __init__(
+        self, columns: Columns, front: Rest, rest: Rest, linear: Call, weight: Tensor, output: Tensor, base: Tensor
+    ) -> None:
+        super().__init__(rest, base)
+        self._columns = columns
+        self._front = front
+        self._linear = linear
+        self._arriving = arriving_by_channel(front, linear, columns.current)  # (C, N, P)
+        self._weight = weight.t().reshape(len(self._arriving), -1, len(weight)).contiguous()  # (C, P, out)
+        self._output = output  # Z, (N, out)
+
+    def effort(self) -> int:
+        """See ``Probe.effort``."""
+        return self._output.numel() + self._columns.current[0].numel()
+
+    def at_once(self) -> int:
+        """See ``Probe.at_once``."""
+        return _at_once(max(self._output, self._columns.current[0], key=Tensor.numel))
+
+    def losses(self, candidates: Candidates, kind: LossKind, targets: Tensor) -> Tensor:
+        """See ``Probe.losses``."""
+        count, rows = len(candidates), candidates.rows.to(self._output.device)
+        change = arriving_by_channel(self._front, self._linear, self._columns.of(candidates)) - self._arriving[rows]
+        output = torch.baddbmm(self._output.expand(count, -1, -1), change, self._weight[rows]).flatten(0, 1)
+        examples, repeated = self._all(count, targets)
+        return example_losses(kind, self._rest.run(output, examples), repeated).view(count, -1)
+
+    def move(self, candidates: Candidates, place: int, losses: Tensor) -> None:
+        """See ``Probe.move``."""
+        row = int(candidates.rows[place])
+        (arriving,) = arriving_by_channel(self._front, self._linear, self._columns.move(candidates, place)[None])
+        self._output.addmm_(arriving - self._arriving[row], self._weight[row])
+        self._arriving[row] = arriving
+        self._base = losses
+
+
+def arriving_by_channel(front: Rest, linear: Call, channels: Tensor) -> Tensor:
+    """What arrives at a linear layer of each channel (K, N, ...) by itself, (K, N, P).
+
+    Raises:
+        RuntimeError: if it is not of that shape, or one channel can't go alone.
+    """
+    count, examples = channels.shape[:2]
+    alone = channels.flatten(0, 1).unsqueeze(1).clone()  # for what works in place
+    every = torch.arange(examples, device=channels.device).repeat(count)
+    return front.given_to(linear, alone, every).reshape(count, examples, -1)
 
 
 class Tokens(_OnRest):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,8 +75,8 @@ class Columns:
         return channel
 
     def _work_out(self, candidates: Candidates) -> Tensor:
-        if candidates.columns is not None and self._by_feature is not None:
-            return self._of_weights(candidates, candidates.columns, self._by_feature)
+        if candidates.columns is not None:
+            return self._of_weights(candidates, candidates.columns)
         if candidates.pool is None or candidates.picks is None or not self.fits(candidates.pool):
             return self._of_rows(candidates.whole_rows(self._network))
         if self._pooled is None or self._pooled[0] is not candidates.pool:
@@ -104,20 +106,46 @@ class Columns:
         return convolved.movedim(1, 0)
 
     def change(self, candidates: Candidates) -> Tensor:
-        """By how much each candidate changes its one weight of a linear layer, (K,)."""
+        """By how much each candidate changes its one weight, (K,)."""
         assert candidates.columns is not None
         weight, *biases = (self._network.tensor(name) for name in self._layer.tensors)
+        weight = weight.flatten(1)
         rows, columns = candidates.rows.to(weight.device), candidates.columns.to(weight.device)
         present = weight[rows, columns.clamp(max=weight.shape[1] - 1)]
         if biases:
             present = torch.where(columns < weight.shape[1], present, biases[0][rows])
         return candidates.numbers.to(weight.device, weight.dtype) - present
 
-    def _of_weights(self, candidates: Candidates, columns: Tensor, features: Tensor) -> Tensor:
+    def _of_weights(self, candidates: Candidates, columns: Tensor) -> Tensor:
         """One weight times its feature is all that changes; behind the features stands the bias, times one."""
-        shape, last = (-1,) + (1,) * (features.ndim - 1), len(features) - 1
-        rows, columns = candidates.rows.to(features.device), columns.to(features.device)
-        moved = features.index_select(0, columns.clamp(max=last))
-        if len(self._layer.tensors) > 1:
-            moved = torch.where((columns <= last).reshape(shape), moved, 1.0)
-        return torch.addcmul(self.current.index_select(0, rows), self.change(candidates).reshape(shape), moved)
+        rows, moved = candidates.rows.to(self.current.device), self._features(columns)
+        change = self.change(candidates).reshape(-1, *(1,) * (moved.ndim - 1))
+        return torch.addcmul(self.current.index_select(0, rows), change, moved)
+
+    def _features(self, columns: Tensor) -> Tensor:
+        """What the weights of some columns are multiplied with, (K, N, ...)."""
+        into = math.prod(self._layer.shapes[0][1:])
+        if self._by_feature is None:
+            return torch.stack([self._shifted(column) if column < into else self._ones for column in columns.tolist()])
+        columns = columns.to(self._by_feature.device)
+        moved = self._by_feature.index_select(0, columns.clamp(max=into - 1))
+        inner = (columns < into).reshape(-1, *(1,) * (moved.ndim - 1))
+        return moved if len(self._layer.tensors) == 1 else torch.where(inner, moved, 1.0)
+
+    def _shifted(self, column: int) -> Tensor:
+        """What one weight of a convolution meets at each place of the output, (N, ...)."""
+        module, sizes = self._module, self._layer.shapes[0][1:]
+        channel, *places = (int(place) for place in np.unravel_index(column, sizes))
+        steps = zip(places, module.dilation, module.stride, self.current.shape[2:], strict=True)  # type: ignore[arg-type]
+        slices = [slice(at * apart, at * apart + (count - 1) * step + 1, step) for at, apart, step, count in steps]
+        return self._padded[:, channel][(slice(None), *slices)]
+
+    @cached_property
+    def _padded(self) -> Tensor:
+        """A convolution's inputs as it sees them, (N, in, ...)."""
+        sizes, mode = self._module._reversed_padding_repeated_twice, self._module.padding_mode
+        return nn.functional.pad(self._inputs, sizes, mode="constant" if mode == "zeros" else mode)  # type: ignore[arg-type]
+
+    @cached_property
+    def _ones(self) -> Tensor:
+        return torch.ones_like(self.current[0])

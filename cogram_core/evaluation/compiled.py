@@ -29,8 +29,11 @@ _VERSION = 4  # as visits.c has it
 _LANES = 16
 _MOST_CLASSES = 128  # as rank_one.c has it; more are better served by a matrix product
 _FUNCTIONS = ("identity", "relu")
-# Multiplications between two stop points: some hundredths of a second.
+# Multiplications between two stop points: a tenth of a second, about.
 _AT_ONCE = 2**30
+# In multiplications: an example's loss, each class of it, and each feature of an example that a whole neuron is given, which
+# comes from memory.
+_LOSS, _CLASS, _FEATURE = 512, 32, 8
 
 
 def _structure(*members: tuple[type, str]) -> type[ctypes.Structure]:
@@ -112,7 +115,8 @@ class CompiledProbe:
         self._kept = tensors  # what C points to
         integers = (len(output), width, classes, padded, int(first.function == "relu"))
         self._end = _End(*integers, *(None if tensor is None else tensor.data_ptr() for tensor in tensors))
-        self._work = len(output) * width * (padded + 1)  # multiplications a candidate, about
+        # Multiplications a candidate, about.
+        self._work = len(output) * (width * (padded + 1) + _LOSS + _CLASS * classes)
 
     @classmethod
     def of(cls, endings: Sequence[Ending | None], examples: Dataset) -> CompiledProbe | None:
@@ -191,9 +195,8 @@ class CompiledProbe:
 
     def most(self, level: Level, candidates: int) -> int:
         """How many units to have visited at once, so that a stop is heard soon."""
-        rows = 1 if level == "weight" else sum(self._columns.sizes)
-        features = rows * self._columns.current.shape[1]
-        return max(1, _AT_ONCE // ((self._work + features) * (candidates + 2)))
+        features = 1 if level == "weight" else _FEATURE * self._columns.sizes[0]
+        return max(1, _AT_ONCE // ((self._work + features * self._end.examples) * (candidates + 2)))
 
     def visit(self, run: Run, rules: Rules) -> Visited:
         """Visits units one after the other, and takes account of those that are merged; the caller changes the network.

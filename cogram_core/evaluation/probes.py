@@ -1,9 +1,11 @@
 """Tries changes of a layer's neurons side by side: each changes one channel of the layer's output, or one token's vector.
 
-columns   the layer's own output is changed, and the rest of the network runs on it
-rank-one  a linear layer follows, directly or after an elementwise function: its output changes by a matrix of rank
-          one, and the rest runs from there
-tokens    an embedding: the vectors of one token change wherever it stands
+- columns: the layer's own output is changed, and the rest of the network runs on it;
+- rank-one: a linear layer follows, directly or after an elementwise function: its output changes by a matrix of rank one,
+  and the rest runs from there;
+- channels: the same for a convolution whose channels reach the linear layer each by itself, through a ReLU or a pool: the
+  matrix's rank is as low as a channel has places there;
+- tokens: an embedding; the vectors of one token change wherever it stands.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from cogram_core.evaluation.batches import Ending, OwnOutput, RankOne, Tokens
+from cogram_core.evaluation.batches import Channels, Ending, OwnOutput, RankOne, Tokens, arriving_by_channel
 from cogram_core.evaluation.columns import CONVOLUTIONS, Columns
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.evaluator import Candidates
@@ -34,7 +36,7 @@ _ENOUGH_NUMBERS, _DRAWS = 1024, 16
 class ProbeKind:
     """How a layer's neurons are tried; ``linear`` says which linear layer follows, where one is made use of."""
 
-    name: Literal["columns", "rank-one", "tokens"]
+    name: Literal["columns", "rank-one", "channels", "tokens"]
     cut: Call
     linear: Call | None = None
 
@@ -72,16 +74,17 @@ def probe_kinds(layer: Layer, network: Network, cut: Call) -> Iterator[ProbeKind
         return
     if isinstance(module, nn.Embedding):
         yield ProbeKind("tokens", cut)
-    elif isinstance(module, nn.Linear):
-        following = [
-            call
-            for call in network.calls.calls
-            if call.begin > cut.end and isinstance(network.module.get_submodule(call.module), nn.Linear)
-        ]
-        yield from (ProbeKind("rank-one", cut, call) for call in following[:_LOOK_AHEAD])
-        yield ProbeKind("columns", cut)
-    elif isinstance(module, CONVOLUTIONS) and module.groups == 1:
-        yield ProbeKind("columns", cut)
+        return
+    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
+        return
+    following = [
+        call
+        for call in network.calls.calls
+        if call.begin > cut.end and isinstance(network.module.get_submodule(call.module), nn.Linear)
+    ]
+    for call in following[:_LOOK_AHEAD]:
+        yield ProbeKind("rank-one" if isinstance(module, nn.Linear) else "channels", cut, call)
+    yield ProbeKind("columns", cut)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -109,10 +112,19 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, exam
         rest.find_chain(own.clone())
         return OwnOutput(columns, rest, _channel(network, layer), base)
     ((arriving, leaving),) = following
+    weight = network.tensor(f"{kind.linear.module}.weight")
+    if kind.name == "channels":
+        front = rest.fork()
+        front.learn_use(own)
+        if not _channel_by_channel(rest, front, kind.linear, own, arriving):
+            raise RuntimeError(f"{kind.linear.module} doesn't follow {layer.name} channel by channel")
+        rest.go_to(kind.linear)
+        rest.learn_use(leaving)
+        rest.find_chain(leaving.clone())
+        return Channels(columns, front, rest, kind.linear, weight, leaving, base)
     function = _function_between(rest, kind.linear, own)
     if function is None or not torch.equal(ELEMENTWISE[function](own), arriving):
         raise RuntimeError(f"{kind.linear.module} doesn't follow {layer.name} elementwise")
-    weight = network.tensor(f"{kind.linear.module}.weight")
     rest.go_to(kind.linear)
     rest.learn_use(leaving)
     rest.find_chain(leaving.clone())
@@ -120,22 +132,39 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, exam
 
 
 def _function_between(rest: Rest, linear: Call, own: Tensor) -> str | None:
-    """What is done with the layer's output until it arrives at a linear layer, told on numbers of all sizes and both signs.
+    """What is done with the layer's output until it arrives at a linear layer."""
+    left = list(ELEMENTWISE)
+    for wide, arriving in _wide_draws(rest, linear, own):
+        if arriving.shape != wide.shape:
+            return None
+        left = [name for name in left if torch.equal(ELEMENTWISE[name](wide), arriving)]
+    return left[0] if left else None
+
+
+def _channel_by_channel(rest: Rest, front: Rest, linear: Call, own: Tensor, arriving: Tensor) -> bool:
+    """Whether a convolution's channels, (N, C, ...), arrive at a linear layer as (N, C·P), as each by itself would."""
+
+    def alone(output: Tensor) -> Tensor:
+        return arriving_by_channel(front, linear, output.transpose(0, 1)).transpose(0, 1).flatten(1)
+
+    return torch.equal(alone(own), arriving) and all(
+        torch.equal(alone(wide), found) for wide, found in _wide_draws(rest, linear, own)
+    )
+
+
+def _wide_draws(rest: Rest, linear: Call, own: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers of all sizes and both signs in place of a layer's output, and what then arrives at a linear layer.
 
     The values at hand would not do: where all are positive, a ReLU looks like nothing at all.
     """
     random = torch.Generator().manual_seed(0)
-    left = list(ELEMENTWISE)
     for _ in range(1 if own.numel() >= _ENOUGH_NUMBERS else _DRAWS):
         stop_point()
         sizes = torch.rand(own.shape, generator=random, dtype=torch.float64) * 8 - 3
         signs = torch.randint(0, 2, own.shape, generator=random) * 2 - 1
         wide = (signs * 10**sizes).to(own.device, own.dtype)
         arriving = rest.capture([linear.key], wide.clone())[1][linear.key][0]
-        if not isinstance(arriving, Tensor) or arriving.shape != wide.shape:
-            return None
-        left = [name for name in left if torch.equal(ELEMENTWISE[name](wide), arriving)]
-    return left[0] if left else None
+        yield wide, arriving if isinstance(arriving, Tensor) else torch.empty(0)
 
 
 def _channel(network: Network, layer: Layer) -> int:

@@ -128,6 +128,40 @@ class Rest:
             for handle in handles:
                 handle.remove()
 
+    def fork(self) -> Rest:
+        """Another rest with the same cut, which may go elsewhere; what is recorded is shared."""
+        other = Rest(self._network, self._inputs)
+        other._record, other._copied = dict(self._record), self._copied
+        other.go_to(self.cut)
+        return other
+
+    def given_to(self, call: Call, output: Tensor, examples: Tensor) -> Tensor:
+        """The first argument of a later call; ``output`` and ``examples`` as in ``run``, which ends there.
+
+        Raises:
+            RuntimeError: if the call is not reached, or given no tensor.
+        """
+        found: list[Any] = []
+        passed = 0
+
+        def reached(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            nonlocal passed
+            passed += 1
+            if passed > call.nth:
+                found.extend(arguments[:1])
+                raise _ReachedError
+
+        handle = self._modules[call.module].register_forward_pre_hook(reached)
+        try:
+            self.run(output, examples)
+        except _ReachedError:
+            pass
+        finally:
+            handle.remove()
+        if not found or not isinstance(found[0], Tensor):
+            raise RuntimeError(f"{call.module} is given no tensor")
+        return found[0]
+
     def learn_use(self, output: Tensor, most: int = 4) -> None:
         """Finds out which recorded outputs the rest really reads, so that the others need not be gathered."""
         few = torch.arange(min(most, len(self._inputs)), device=self._inputs.device)
