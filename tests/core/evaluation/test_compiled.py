@@ -198,6 +198,12 @@ def test_other_ends_are_left_to_torch(chain: list[nn.Module] | None) -> None:
     assert CompiledProbe.of([replace(ending, output=ending.output / 0)], made.data) is None
 
 
+def test_runs_are_short_where_the_losses_themselves_take_the_time() -> None:
+    made = case(normal(0, 2000, 10), 2, None, torch.zeros(2000, dtype=torch.int64))
+    losses = 4 * 2000  # of a unit's two candidates and two steps
+    assert 1 < made.probe().most("weight", 2) * losses < 2**21
+
+
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_VERSION", -1)
     assert compiled.library.__wrapped__() is None
