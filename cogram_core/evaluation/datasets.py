@@ -60,10 +60,6 @@ class Dataset:
         """Whether the inputs are token ids."""
         return not self.inputs.is_floating_point()
 
-    def equals(self, other: Dataset) -> bool:
-        """Whether the examples are the same, in the same order."""
-        return torch.equal(self.targets, other.targets) and torch.equal(self.inputs, other.inputs)
-
     def evenly(self, count: int) -> Dataset:
         """At most ``count`` examples, drawn evenly over the whole, never its head alone."""
         total = len(self)
