@@ -193,10 +193,10 @@ class CompiledProbe:
         if failed:
             raise MemoryError("no memory to put a candidate into the network")
 
-    def most(self, level: Level, candidates: int) -> int:
-        """How many units to have visited at once, so that a stop is heard soon."""
+    def most(self, level: Level, losses: int) -> int:
+        """How many units, of so many losses each at most, to have visited at once, so that a stop is heard soon."""
         features = 1 if level == "weight" else _FEATURE * self._columns.sizes[0]
-        return max(1, _AT_ONCE // ((self._work + features * self._end.examples) * (candidates + 2)))
+        return max(1, _AT_ONCE // ((self._work + features * self._columns.current.shape[1]) * losses))
 
     def visit(self, run: Run, rules: Rules) -> Visited:
         """Visits units one after the other, and takes account of those that are merged; the caller changes the network.

@@ -146,12 +146,12 @@ class FastEvaluator:
             probe.move(candidates, place, losses[at * BATCH : (at + 1) * BATCH])
         self._last = None
 
-    def most_visits(self, layer: Layer, level: Level, candidates: int) -> int | None:
-        """How many units with so many candidates to have visited at once by ``visit``; None: it can't visit this layer."""
+    def most_visits(self, layer: Layer, level: Level, losses: int) -> int | None:
+        """How many units of so many losses each to have visited at once by ``visit``; None: it can't visit this layer."""
         if self._kind(layer) is None:
             return None
         self._open(layer)
-        return None if self._compiled is None else self._compiled.most(level, candidates)
+        return None if self._compiled is None else self._compiled.most(level, losses)
 
     def visit(self, run: Run, rules: Rules) -> Visited:
         """Visits units one after the other; where any were merged, the caller puts their values into the network.

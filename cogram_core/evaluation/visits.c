@@ -12,7 +12,7 @@
 
 #define SHARE 65536.0 /* shares are multiples of its inverse */
 
-enum action { SKIPPED, NOT_FINITE, ROLLED_BACK, MERGED };
+enum did { SKIPPED, NOT_FINITE, ROLLED_BACK, MERGED };
 
 struct visits {
     int64_t first, count;                        /* units; a weight's counts row by row, the bias last */
@@ -33,7 +33,7 @@ struct visits {
     double steepness, below, loss;               /* below: the share of the loss that an accepted one stays below */
     double *losses, *shares;                     /* found, (count, candidates) */
     double *last_step, *after;                   /* found, (count): the last step tried, and its loss */
-    int64_t *actions;                            /* found, (count) */
+    int64_t *did;                                /* found, (count) */
 };
 
 struct space {
@@ -144,7 +144,7 @@ static void find_stepped(const struct end *end, const struct visits *visits, con
     change_neuron(end, visits, space->numbers, space->own);
 }
 
-static enum action visit(const struct end *end, struct visits *visits, const struct space *space, int64_t u)
+static enum did visit(const struct end *end, struct visits *visits, const struct space *space, int64_t u)
 {
     int64_t unit = visits->first + u, row = visits->level ? unit / visits->width : unit;
     int64_t column = visits->level ? unit % visits->width : 0, finite = 0;
@@ -206,7 +206,7 @@ int cogram_visit(const struct end *end, struct visits *visits)
         double *own = numbers + visits->width, *levels = own + most * examples, *losses = levels + most * examples;
         struct space space = {numbers, own, levels, losses, losses + most * examples, picks, picks + most};
         for (int64_t u = 0; u < visits->count; u++)
-            visits->actions[u] = visit(end, visits, &space, u);
+            visits->did[u] = visit(end, visits, &space, u);
     }
     int failed = !numbers || !picks;
     free(numbers);

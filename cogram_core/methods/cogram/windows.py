@@ -69,8 +69,8 @@ class Windows:
         visitor = self._visitor
         if thresholds is not None or visitor.guarded or visitor.params.mode == "blockwise":
             return None
-        candidates = len(visitor.context.sources) + len(visitor.params.extras)
-        return visitor.evaluator.most_visits(self._layer, self._level, candidates)
+        losses = len(visitor.context.sources) + len(visitor.params.extras) + len(visitor.params.steps)
+        return visitor.evaluator.most_visits(self._layer, self._level, losses)
 
     def _in_a_run(self, window: Window) -> int:
         past = self._visitor.context.past.upcoming(window.count)
