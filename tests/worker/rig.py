@@ -147,8 +147,8 @@ class Rig:
             )
         return dataset
 
-    def recipe(self, width: int = 8, sweeps: int = 1) -> dict[str, Any]:
-        """Two small classifiers, always the same; a greater ``width`` and more ``sweeps`` take longer."""
+    def recipe(self, width: int = 8, sweeps: int = 1, granularity: str = "neuron") -> dict[str, Any]:
+        """Two small classifiers, always the same; a greater ``width``, more ``sweeps`` and single weights take longer."""
         random = torch.Generator().manual_seed(7)
         sources = [self.checkpoint(_network(width, random)) for _ in range(2)]
         inputs = torch.randn(64, 16, generator=random)
@@ -163,9 +163,9 @@ class Rig:
                 {"method": "linear"},
                 {
                     "method": "cogram",
-                    "granularity": "neuron",
+                    "granularity": granularity,
                     "min_gain": 0.0,
-                    "max_sweeps": {"layer": 1, "neuron": sweeps},
+                    "max_sweeps": {"layer": 1, "neuron": sweeps, "weight": sweeps},
                 },
             ],
             "threads": 1,
