@@ -51,9 +51,13 @@ class Service:
         return int(headers.split()[1]), json.loads(document)
 
     def connect(self, target: str) -> socket.socket:
-        """A connection on which a GET has been sent."""
+        """A connection on which a GET has been sent, and which takes little before it is read from."""
         url = self.http.base_url
-        connection = socket.create_connection((url.host, url.port or 80), 25)
+        connection = socket.socket()
+        # The kernel may grow a receive buffer to more than a whole answer, and then nothing waits for the client.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.settimeout(25)
+        connection.connect((url.host, url.port or 80))
         connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         return connection
 

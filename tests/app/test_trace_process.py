@@ -87,8 +87,8 @@ def test_the_api_stays_below_150_megabytes_whatever_traces_it_serves(alone: tupl
 def test_a_client_that_goes_away_takes_the_reader_with_it(alone: tuple[Service, psutil.Process]) -> None:
     service, process = alone
     url = _traced(service, 60_000)
-    with service.http.stream("GET", url) as answer:
-        next(answer.iter_bytes())
+    with service.connect(url) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
         assert len(process.children()) == 1
     _until(lambda: not process.children())
     with service.connect(url + "?layer=fc1"):
