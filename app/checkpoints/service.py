@@ -15,6 +15,7 @@ from app.checkpoints.schemas import CheckpointIn
 from app.store.blobs import BlobStore
 from app.store.ids import new_checkpoint_id
 from app.store.models import Checkpoint, CheckpointFile, UploadedFile
+from app.store.ownership import Owner
 from app.uploads import repository as uploads
 from cogram_core.checkpoints.header import TensorSpec
 from cogram_core.errors import Problem
@@ -29,14 +30,14 @@ class Candidate:
     files: tuple[UploadedFile, ...]
 
 
-def gather(session: Session, wanted: CheckpointIn) -> Candidate:
+def gather(session: Session, tenant: str, wanted: CheckpointIn) -> Candidate:
     """The uploaded files that the request names.
 
     Raises:
         FilesMissing: listing every file that is not there.
         PathsConflict: when a path is a file and a folder at once, which no worker could lay out.
     """
-    uploaded = {file.path: file for file in uploads.of_name(session, "checkpoint", wanted.name)}
+    uploaded = {file.path: file for file in uploads.of_name(session, tenant, "checkpoint", wanted.name)}
     paths = sorted(set(wanted.files)) if wanted.files is not None else sorted(uploaded)
     if not paths:
         remedy = f"PUT /v1/checkpoints/{wanted.name}/files/model.safetensors first"
@@ -72,7 +73,7 @@ def examine(candidate: Candidate, blobs: BlobStore) -> CheckpointSummary:
     return summarise_checkpoint({file.path: blobs.path(file.digest) for file in candidate.files})
 
 
-def create(session: Session, candidate: Candidate, summary: CheckpointSummary) -> Checkpoint:
+def create(session: Session, owner: Owner, candidate: Candidate, summary: CheckpointSummary) -> Checkpoint:
     """The new checkpoint; its files are no longer loose uploads.
 
     Raises:
@@ -83,6 +84,8 @@ def create(session: Session, candidate: Candidate, summary: CheckpointSummary) -
             raise FilesChanged(f"{file.path!r} was replaced or used while its header was read; ask again.")
     checkpoint = Checkpoint(
         id=new_checkpoint_id(),
+        tenant=owner.tenant,
+        owner=owner.account,
         name=candidate.name,
         sha256=combined_digest({file.path: file.digest for file in candidate.files}),
         tensors=len(summary.header.tensors),
@@ -107,14 +110,14 @@ def locate(checkpoint: Checkpoint, blobs: BlobStore) -> Mapping[str, Path]:
     return {file.path: blobs.path(file.digest) for file in checkpoint.files}
 
 
-def get(session: Session, checkpoint_id: str) -> Checkpoint:
+def get(session: Session, tenant: str, checkpoint_id: str) -> Checkpoint:
     """Raises CheckpointNotFound without one."""
-    return _existing(repository.get(session, checkpoint_id), checkpoint_id)
+    return _existing(repository.get(session, tenant, checkpoint_id), checkpoint_id)
 
 
-def page(session: Session, name: str | None, before: str | None, limit: int) -> Sequence[Checkpoint]:
+def page(session: Session, tenant: str, name: str | None, before: str | None, limit: int) -> Sequence[Checkpoint]:
     """Newest first."""
-    return repository.page(session, name, before, limit)
+    return repository.page(session, tenant, name, before, limit)
 
 
 def tensors(checkpoint: Checkpoint, blobs: BlobStore, start: int, limit: int) -> Sequence[tuple[TensorSpec, str]]:
@@ -124,9 +127,9 @@ def tensors(checkpoint: Checkpoint, blobs: BlobStore, start: int, limit: int) ->
     return [(spec, paths[spec.file]) for spec in list(header.tensors.values())[start : start + limit]]
 
 
-def delete(session: Session, checkpoint_id: str) -> None:
+def delete(session: Session, tenant: str, checkpoint_id: str) -> None:
     """Raises CheckpointInUse while a fusion uses it."""
-    checkpoint = _existing(repository.get_locked(session, checkpoint_id), checkpoint_id)
+    checkpoint = _existing(repository.get_locked(session, tenant, checkpoint_id), checkpoint_id)
     users = repository.users(session, checkpoint_id)
     if users:
         raise CheckpointInUse(f"Used by {', '.join(users)}; delete the fusions first.")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from app.auth import Reader, Uploader
 from app.context import Ctx
 from app.datasets import service
 from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage
@@ -19,19 +20,20 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 
 @router.post("", status_code=201, responses=declared(400, 409, 413))
-def create_dataset(wanted: DatasetIn, response: Response, ctx: Ctx) -> DatasetOut:
+def create_dataset(wanted: DatasetIn, response: Response, caller: Uploader, ctx: Ctx) -> DatasetOut:
     """Make a dataset of an uploaded file; it is checked, and every problem is listed."""
     with ctx.database.reading() as session:
-        file = service.gather(session, wanted)
+        file = service.gather(session, caller.tenant, wanted)
     facts = service.examine(file, ctx.blobs)  # outside of transactions: a long look must not stop writers
     with ctx.database.transaction() as session:
-        dataset = service.create(session, file, facts)
+        dataset = service.create(session, caller.owner, file, facts)
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return _out(dataset)
 
 
 @router.get("", responses=declared())
 def list_datasets(
+    caller: Reader,
     ctx: Ctx,
     name: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
     limit: Limit = 50,
@@ -39,23 +41,23 @@ def list_datasets(
 ) -> DatasetPage:
     """Datasets, newest first."""
     with ctx.database.reading() as session:
-        found = service.page(session, name, decode_id(page_token), limit)
+        found = service.page(session, caller.tenant, name, decode_id(page_token), limit)
     following = encode_token(found[-1].id) if len(found) == limit else None
     return DatasetPage(items=[_out(dataset) for dataset in found], next_page_token=following)
 
 
 @router.get("/{dataset_id}", responses=declared(404))
-def get_dataset(dataset_id: str, ctx: Ctx) -> DatasetOut:
+def get_dataset(dataset_id: str, caller: Reader, ctx: Ctx) -> DatasetOut:
     """One dataset."""
     with ctx.database.reading() as session:
-        return _out(service.get(session, dataset_id))
+        return _out(service.get(session, caller.tenant, dataset_id))
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=declared(404, 409))
-def delete_dataset(dataset_id: str, ctx: Ctx) -> None:
+def delete_dataset(dataset_id: str, caller: Uploader, ctx: Ctx) -> None:
     """Remove a dataset that no fusion uses; its bytes stay on the disk until a collector comes."""
     with ctx.database.transaction() as session:
-        service.delete(session, dataset_id)
+        service.delete(session, caller.tenant, dataset_id)
 
 
 def _out(dataset: Dataset) -> DatasetOut:

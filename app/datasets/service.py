@@ -12,14 +12,15 @@ from app.datasets.schemas import DatasetIn
 from app.store.blobs import BlobStore
 from app.store.ids import new_dataset_id
 from app.store.models import Dataset, UploadedFile
+from app.store.ownership import Owner
 from app.uploads import repository as uploads
 from cogram_core.errors import InvalidInput, Problem
 from cogram_core.preflight import DatasetFacts, read_dataset_facts
 
 
-def gather(session: Session, wanted: DatasetIn) -> UploadedFile:
+def gather(session: Session, tenant: str, wanted: DatasetIn) -> UploadedFile:
     """The uploaded file that the request means."""
-    uploaded = uploads.of_name(session, "dataset", wanted.name)
+    uploaded = uploads.of_name(session, tenant, "dataset", wanted.name)
     chosen = [file for file in uploaded if wanted.files is None or file.path in wanted.files]
     if len(chosen) == 1:
         return chosen[0]
@@ -44,12 +45,14 @@ def examine(file: UploadedFile, blobs: BlobStore) -> DatasetFacts:
         raise type(error)(Problem(renamed(p.location), p.code, renamed(p.message)) for p in error.problems) from error
 
 
-def create(session: Session, file: UploadedFile, facts: DatasetFacts) -> Dataset:
+def create(session: Session, owner: Owner, file: UploadedFile, facts: DatasetFacts) -> Dataset:
     """The new dataset; its file is no longer a loose upload."""
     if not uploads.take(session, file):
         raise FileChanged(f"{file.path!r} was replaced or used while it was read; ask again.")
     dataset = Dataset(
         id=new_dataset_id(),
+        tenant=owner.tenant,
+        owner=owner.account,
         name=file.name,
         digest=file.digest,
         path=file.path,
@@ -68,19 +71,19 @@ def create(session: Session, file: UploadedFile, facts: DatasetFacts) -> Dataset
     return dataset
 
 
-def get(session: Session, dataset_id: str) -> Dataset:
+def get(session: Session, tenant: str, dataset_id: str) -> Dataset:
     """Raises DatasetNotFound without one."""
-    return _existing(repository.get(session, dataset_id), dataset_id)
+    return _existing(repository.get(session, tenant, dataset_id), dataset_id)
 
 
-def page(session: Session, name: str | None, before: str | None, limit: int) -> Sequence[Dataset]:
+def page(session: Session, tenant: str, name: str | None, before: str | None, limit: int) -> Sequence[Dataset]:
     """Newest first."""
-    return repository.page(session, name, before, limit)
+    return repository.page(session, tenant, name, before, limit)
 
 
-def delete(session: Session, dataset_id: str) -> None:
+def delete(session: Session, tenant: str, dataset_id: str) -> None:
     """Raises DatasetInUse while a fusion uses it."""
-    dataset = _existing(repository.get_locked(session, dataset_id), dataset_id)
+    dataset = _existing(repository.get_locked(session, tenant, dataset_id), dataset_id)
     users = repository.users(session, dataset_id)
     if users:
         raise DatasetInUse(f"Used by {', '.join(users)}; delete the fusions first.")

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.auth import Reader
 from app.context import Ctx
 from app.errors import declared
 from app.fusions import service
@@ -25,10 +26,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/{fusion_id}/artifacts", responses=declared(404, 409))
-def list_artifacts(fusion_id: str, ctx: Ctx) -> ArtifactList:
+def list_artifacts(fusion_id: str, caller: Reader, ctx: Ctx) -> ArtifactList:
     """All files of a fusion that succeeded, with sizes and digests."""
     with ctx.database.reading() as session:
-        files = service.succeeded(session, fusion_id).artifacts
+        files = service.succeeded(session, caller.tenant, fusion_id).artifacts
     here = f"/v1/fusions/{fusion_id}/artifacts/"
     items = [
         ArtifactOut(path=file.path, size=file.size, sha256=file.digest, link=here + quote(file.path)) for file in files
@@ -37,14 +38,14 @@ def list_artifacts(fusion_id: str, ctx: Ctx) -> ArtifactList:
 
 
 @router.get("/{fusion_id}/artifacts/{path:path}", responses=_ANSWERS, response_class=Response)
-def download_artifact(fusion_id: str, path: str, request: Request, ctx: Ctx) -> Response:
+def download_artifact(fusion_id: str, path: str, request: Request, caller: Reader, ctx: Ctx) -> Response:
     """One file, or a part of it (Range, If-Range, If-None-Match)."""
     with ctx.database.reading() as session:
-        file = service.artifact(session, fusion_id, path)
+        file = service.artifact(session, caller.tenant, fusion_id, path)
     return blob_response(request, ctx.blobs.path(file.digest), file.path, file.digest, file.size)
 
 
 @router.head("/{fusion_id}/artifacts/{path:path}", responses=_ANSWERS, response_class=Response)
-def look_at_artifact(fusion_id: str, path: str, request: Request, ctx: Ctx) -> Response:
+def look_at_artifact(fusion_id: str, path: str, request: Request, caller: Reader, ctx: Ctx) -> Response:
     """What GET would answer, without the bytes."""
-    return download_artifact(fusion_id, path, request, ctx)
+    return download_artifact(fusion_id, path, request, caller, ctx)

@@ -29,7 +29,7 @@ class Checked:
     estimates: Estimates | None = None
 
 
-def resolve(session: Session, document: Mapping[str, Any]) -> Checked:
+def resolve(session: Session, tenant: str, document: Mapping[str, Any]) -> Checked:
     """The recipe with ids for references; the rest of the checks needs no database."""
     try:
         recipe = Recipe.from_document(document)
@@ -38,7 +38,7 @@ def resolve(session: Session, document: Mapping[str, Any]) -> Checked:
     found: dict[tuple[str, str], Checkpoint | Dataset] = {}
     problems = []
     for reference in recipe.references():
-        row = _find(session, reference)
+        row = _find(session, tenant, reference)
         if row is None:
             problems.append(_unknown(reference))
         else:
@@ -61,14 +61,14 @@ def compare(checked: Checked, blobs: BlobStore) -> Checked:
     return replace(checked, problems=result.problems, estimates=result.estimates)
 
 
-def _find(session: Session, reference: Reference) -> Checkpoint | Dataset | None:
+def _find(session: Session, tenant: str, reference: Reference) -> Checkpoint | Dataset | None:
     """By id, or the latest of a name."""
     value = reference.value
     if "\x00" in value:
         return None
     if reference.kind == "checkpoint":
-        return checkpoints.get(session, value) or checkpoints.newest_named(session, value)
-    return datasets.get(session, value) or datasets.newest_named(session, value)
+        return checkpoints.get(session, tenant, value) or checkpoints.newest_named(session, tenant, value)
+    return datasets.get(session, tenant, value) or datasets.newest_named(session, tenant, value)
 
 
 def _unknown(reference: Reference) -> Problem:

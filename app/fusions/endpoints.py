@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from app.auth import Fuser, Reader
 from app.context import Context, Ctx
 from app.errors import ProblemEntry, declared
 from app.fusions import checking, service
@@ -25,19 +26,19 @@ _RECIPE_BODY, RECIPE_SCHEMAS = recipe_schema()
 
 
 @router.post("", status_code=202, responses=declared(400, 413, 415), openapi_extra=_RECIPE_BODY)
-def create_fusion(document: Document, response: Response, ctx: Ctx) -> FusionOut:
+def create_fusion(document: Document, response: Response, caller: Fuser, ctx: Ctx) -> FusionOut:
     """Queue a fusion. A recipe that can't be run is refused with every problem listed."""
-    checked = _checked(ctx, document)
+    checked = _checked(ctx, caller.tenant, document)
     with ctx.database.transaction() as session:
-        fusion = service.submit(session, checked)
+        fusion = service.submit(session, caller.owner, checked)
     response.headers.update({"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER})
     return fusion_out(fusion)
 
 
 @router.post("/validate", responses=declared(400, 413, 415), openapi_extra=_RECIPE_BODY)
-def validate_recipe(document: Document, ctx: Ctx) -> ValidationOut:
+def validate_recipe(document: Document, caller: Reader, ctx: Ctx) -> ValidationOut:
     """Run every check of a submission, and queue nothing."""
-    checked = _checked(ctx, document)
+    checked = _checked(ctx, caller.tenant, document)
     return ValidationOut(
         ok=not checked.problems,
         errors=[ProblemEntry.of(problem) for problem in checked.problems],
@@ -47,6 +48,7 @@ def validate_recipe(document: Document, ctx: Ctx) -> ValidationOut:
 
 @router.get("", responses=declared())
 def list_fusions(
+    caller: Reader,
     ctx: Ctx,
     state: Annotated[list[FusionState] | None, Query(description="may stand several times")] = None,
     limit: Limit = 50,
@@ -54,7 +56,7 @@ def list_fusions(
 ) -> FusionPage:
     """Fusions, newest first."""
     with ctx.database.reading() as session:
-        found = service.page(session, state or (), decode_id(page_token), limit)
+        found = service.page(session, caller.tenant, state or (), decode_id(page_token), limit)
     following = encode_token(found[-1].id) if len(found) == limit else None
     return FusionPage(items=[fusion_out(fusion) for fusion in found], next_page_token=following)
 
@@ -64,6 +66,7 @@ async def get_fusion(
     fusion_id: str,
     request: Request,
     response: Response,
+    caller: Reader,
     ctx: Ctx,
     wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for the end, or for a change")] = 0,
 ) -> FusionOut | Response:
@@ -76,7 +79,7 @@ async def get_fusion(
     deadline = time.monotonic() + wait
     while True:
         heard = ctx.bell.rings
-        resource = await run_in_threadpool(_look, ctx, fusion_id)
+        resource = await run_in_threadpool(_look, ctx, caller.tenant, fusion_id)
         tag = etag_of(resource)
         fresh = none_match(known, tag)
         left = deadline - time.monotonic()
@@ -91,25 +94,25 @@ async def get_fusion(
 
 
 @router.post("/{fusion_id}/cancel", status_code=202, responses=declared(404, 409))
-def cancel_fusion(fusion_id: str, ctx: Ctx) -> FusionOut:
+def cancel_fusion(fusion_id: str, caller: Fuser, ctx: Ctx) -> FusionOut:
     """Ask a fusion to stop; a queued one ends at once, a running one within moments."""
     with ctx.database.transaction() as session:
-        return fusion_out(service.cancel(session, fusion_id))
+        return fusion_out(service.cancel(session, caller.tenant, fusion_id))
 
 
 @router.delete("/{fusion_id}", status_code=204, responses=declared(404, 409))
-def delete_fusion(fusion_id: str, ctx: Ctx) -> None:
+def delete_fusion(fusion_id: str, caller: Fuser, ctx: Ctx) -> None:
     """Remove a fusion that has ended, its events and its artifacts; their bytes stay on the disk until a collector comes."""
     with ctx.database.transaction() as session:
-        service.delete(session, fusion_id)
+        service.delete(session, caller.tenant, fusion_id)
 
 
-def _checked(ctx: Context, document: Mapping[str, Any]) -> checking.Checked:
+def _checked(ctx: Context, tenant: str, document: Mapping[str, Any]) -> checking.Checked:
     with ctx.database.reading() as session:
-        found = checking.resolve(session, document)
+        found = checking.resolve(session, tenant, document)
     return checking.compare(found, ctx.blobs)
 
 
-def _look(ctx: Context, fusion_id: str) -> FusionOut:
+def _look(ctx: Context, tenant: str, fusion_id: str) -> FusionOut:
     with ctx.database.reading() as session:
-        return fusion_out(service.get(session, fusion_id))
+        return fusion_out(service.get(session, tenant, fusion_id))

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from app.auth import Reader
 from app.context import Context, Ctx
 from app.errors import Unprocessable, declared
 from app.fusions import service
@@ -34,23 +35,25 @@ class BadLastEventId(Unprocessable):
 
 @router.get("/{fusion_id}/events", response_class=StreamingResponse, responses=_ANSWERS)
 async def follow_events(
-    fusion_id: str, ctx: Ctx, last_event_id: Annotated[str | None, Header(max_length=32)] = None
+    fusion_id: str, caller: Reader, ctx: Ctx, last_event_id: Annotated[str | None, Header(max_length=32)] = None
 ) -> StreamingResponse:
     """Follow a fusion: its events from the first, or from behind Last-Event-ID, until it has ended."""
     position = _position(last_event_id)
-    await run_in_threadpool(_must_exist, ctx, fusion_id)
+    await run_in_threadpool(_must_exist, ctx, caller.tenant, fusion_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(ctx, fusion_id, position), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(
+        _stream(ctx, caller.tenant, fusion_id, position), headers=headers, media_type="text/event-stream"
+    )
 
 
-async def _stream(ctx: Context, fusion_id: str, position: int) -> AsyncIterator[str]:
+async def _stream(ctx: Context, tenant: str, fusion_id: str, position: int) -> AsyncIterator[str]:
     """Waits on the bell between looks: a follower without news holds no thread and no connection to the database."""
     spoken = time.monotonic()
     silence = ctx.settings.heartbeat_comment_seconds
     yield "retry: 1000\n\n"
     while not ctx.bell.closed:
         heard = ctx.bell.rings
-        events = await run_in_threadpool(_next_events, ctx, fusion_id, position)
+        events = await run_in_threadpool(_next_events, ctx, tenant, fusion_id, position)
         if events is None:
             return
         for event in events:
@@ -67,19 +70,19 @@ async def _stream(ctx: Context, fusion_id: str, position: int) -> AsyncIterator[
             await ctx.bell.wait(heard, max(spoken + silence - time.monotonic(), 0.01))
 
 
-def _next_events(ctx: Context, fusion_id: str, position: int) -> list[Event] | None:
+def _next_events(ctx: Context, tenant: str, fusion_id: str, position: int) -> list[Event] | None:
     """Events behind ``position``; None when there will be no more."""
     with ctx.database.reading() as session:
-        fusion = service.find(session, fusion_id)
+        fusion = service.find(session, tenant, fusion_id)
         # Looked at before the events: what has ended by now has written its last event.
         ended = fusion is None or fusion.state in FINAL
         events = list(events_after(session, fusion_id, position, _AT_ONCE))
         return None if ended and not events else events
 
 
-def _must_exist(ctx: Context, fusion_id: str) -> None:
+def _must_exist(ctx: Context, tenant: str, fusion_id: str) -> None:
     with ctx.database.reading() as session:
-        service.get(session, fusion_id)
+        service.get(session, tenant, fusion_id)
 
 
 def _as_text(event: Event) -> str:

@@ -12,19 +12,21 @@ from app.store.models import Artifact, Checkpoint, Dataset, Event, Fusion, Fusio
 from app.store.states import FusionState
 
 
-def get(session: Session, fusion_id: str) -> Fusion | None:
-    """By id."""
-    return session.get(Fusion, fusion_id) if is_id(fusion_id) else None
+def get(session: Session, tenant: str, fusion_id: str) -> Fusion | None:
+    """By id; None if it is another tenant's."""
+    return _own(session.get(Fusion, fusion_id) if is_id(fusion_id) else None, tenant)
 
 
-def get_locked(session: Session, fusion_id: str) -> Fusion | None:
+def get_locked(session: Session, tenant: str, fusion_id: str) -> Fusion | None:
     """By id, held until the transaction ends."""
-    return session.get(Fusion, fusion_id, with_for_update=True) if is_id(fusion_id) else None
+    return _own(session.get(Fusion, fusion_id, with_for_update=True) if is_id(fusion_id) else None, tenant)
 
 
-def page(session: Session, states: Collection[FusionState], before: str | None, limit: int) -> Sequence[Fusion]:
+def page(
+    session: Session, tenant: str, states: Collection[FusionState], before: str | None, limit: int
+) -> Sequence[Fusion]:
     """Newest first, from below the id ``before``."""
-    chosen = select(Fusion).order_by(Fusion.id.desc()).limit(limit)
+    chosen = select(Fusion).where(Fusion.tenant == tenant).order_by(Fusion.id.desc()).limit(limit)
     if states:
         chosen = chosen.where(Fusion.state.in_(states))
     if before is not None:
@@ -45,3 +47,7 @@ def delete_all_of(session: Session, fusion: Fusion) -> None:
     for table in (Artifact, FusionInput, Event, OutboxMessage):
         session.execute(delete(table).where(table.fusion_id == fusion.id))
     session.execute(delete(Fusion).where(Fusion.id == fusion.id))
+
+
+def _own(found: Fusion | None, tenant: str) -> Fusion | None:
+    return found if found is not None and found.tenant == tenant else None

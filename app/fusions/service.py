@@ -19,13 +19,14 @@ from app.fusions.errors import (
 )
 from app.store import jobs
 from app.store.models import Artifact, Fusion
+from app.store.ownership import Owner
 from app.store.states import FINAL, FusionState
 from cogram_core.errors import Problem
 
 TRACE_PATH = "trace.parquet"
 
 
-def submit(session: Session, checked: Checked) -> Fusion:
+def submit(session: Session, owner: Owner, checked: Checked) -> Fusion:
     """Queues the job; its row and the message to the queue are one transaction.
 
     Raises:
@@ -41,62 +42,64 @@ def submit(session: Session, checked: Checked) -> Fusion:
             for key in sorted(gone)
         ]
         raise RecipeRefused(summary(problems), errors=problems)
-    return jobs.submit(session, checked.recipe.to_document(), wanted)
+    return jobs.submit(session, owner, checked.recipe.to_document(), wanted)
 
 
-def get(session: Session, fusion_id: str) -> Fusion:
+def get(session: Session, tenant: str, fusion_id: str) -> Fusion:
     """Raises FusionNotFound without one."""
-    return _existing(repository.get(session, fusion_id), fusion_id)
+    return _existing(repository.get(session, tenant, fusion_id), fusion_id)
 
 
-def find(session: Session, fusion_id: str) -> Fusion | None:
+def find(session: Session, tenant: str, fusion_id: str) -> Fusion | None:
     """None without one."""
-    return repository.get(session, fusion_id)
+    return repository.get(session, tenant, fusion_id)
 
 
-def page(session: Session, states: Collection[FusionState], before: str | None, limit: int) -> Sequence[Fusion]:
+def page(
+    session: Session, tenant: str, states: Collection[FusionState], before: str | None, limit: int
+) -> Sequence[Fusion]:
     """Newest first."""
-    return repository.page(session, states, before, limit)
+    return repository.page(session, tenant, states, before, limit)
 
 
-def cancel(session: Session, fusion_id: str) -> Fusion:
+def cancel(session: Session, tenant: str, fusion_id: str) -> Fusion:
     """Asks for a stop; asking again is harmless.
 
     Raises:
         AlreadyFinal: when it has succeeded or failed.
     """
-    get(session, fusion_id)
+    get(session, tenant, fusion_id)
     state = jobs.request_cancel(session, fusion_id)
     if state in {FusionState.SUCCEEDED, FusionState.FAILED}:
         raise AlreadyFinal(f"The fusion has {state.value}; there is nothing to cancel.")
-    return get(session, fusion_id)
+    return get(session, tenant, fusion_id)
 
 
-def delete(session: Session, fusion_id: str) -> None:
+def delete(session: Session, tenant: str, fusion_id: str) -> None:
     """Removes a fusion that has ended, its events and its artifacts."""
-    fusion = _existing(repository.get_locked(session, fusion_id), fusion_id)
+    fusion = _existing(repository.get_locked(session, tenant, fusion_id), fusion_id)
     if fusion.state not in FINAL:
         raise NotFinished(f"The fusion is {fusion.state}; cancel it and wait for its end before it can be deleted.")
     repository.delete_all_of(session, fusion)
 
 
-def artifact(session: Session, fusion_id: str, path: str) -> Artifact:
+def artifact(session: Session, tenant: str, fusion_id: str, path: str) -> Artifact:
     """One file of a fusion that succeeded."""
-    fusion = succeeded(session, fusion_id)
+    fusion = succeeded(session, tenant, fusion_id)
     for found in fusion.artifacts:
         if found.path == path:
             return found
     raise ArtifactNotFound(f"The fusion has no file {path!r}. GET /v1/fusions/{fusion_id}/artifacts lists them.")
 
 
-def succeeded(session: Session, fusion_id: str) -> Fusion:
+def succeeded(session: Session, tenant: str, fusion_id: str) -> Fusion:
     """The fusion, if it has a result.
 
     Raises:
         NotFinished: while it may still have one.
         NoResult: when it will never have one.
     """
-    fusion = get(session, fusion_id)
+    fusion = get(session, tenant, fusion_id)
     if fusion.state not in FINAL:
         raise NotFinished(f"The fusion is {fusion.state}; its trace and artifacts are there once it has succeeded.")
     if fusion.state != FusionState.SUCCEEDED:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from app.auth import Reader
 from app.context import Context, Ctx
 from app.errors import declared
 from app.fusions import service
@@ -42,6 +43,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 async def get_trace(
     fusion_id: str,
     request: Request,
+    caller: Reader,
     ctx: Ctx,
     readers: Readers,
     layer: Annotated[str | None, Query(max_length=512)] = None,
@@ -55,7 +57,7 @@ async def get_trace(
     Accept: application/vnd.apache.parquet gives one Parquet file instead of lines of JSON.
     """
     filters = Filters(layer, kind, action)
-    file, path = await run_in_threadpool(_trace_of, ctx, fusion_id)
+    file, path = await run_in_threadpool(_trace_of, ctx, caller.tenant, fusion_id)
     if PARQUET in request.headers.get("Accept", ""):
         if not filters:
             return blob_response(request, path, file.path, file.digest, file.size)
@@ -65,10 +67,12 @@ async def get_trace(
 
 
 @router.get("/{fusion_id}/trace/summary", responses=declared(404, 409, 503))
-async def get_trace_summary(fusion_id: str, request: Request, ctx: Ctx, readers: Readers) -> TraceSummary:
+async def get_trace_summary(
+    fusion_id: str, request: Request, caller: Reader, ctx: Ctx, readers: Readers
+) -> TraceSummary:
     """What happened to each layer: visits, accepted, rolled back, shares of the sources, loss gained."""
-    _, path = await run_in_threadpool(_trace_of, ctx, fusion_id)
-    names = await run_in_threadpool(_source_names, ctx, fusion_id)
+    _, path = await run_in_threadpool(_trace_of, ctx, caller.tenant, fusion_id)
+    names = await run_in_threadpool(_source_names, ctx, caller.tenant, fusion_id)
     reading = await readers.read(TraceQuery(str(path), "summary"), request)
     try:
         layers = json.loads(await reading.whole())
@@ -84,15 +88,15 @@ async def _stream(request: Request, readers: TraceReaders, query: TraceQuery, me
     return ReadingResponse(readers, reading, media_type, headers)
 
 
-def _trace_of(ctx: Context, fusion_id: str) -> tuple[Artifact, Path]:
+def _trace_of(ctx: Context, tenant: str, fusion_id: str) -> tuple[Artifact, Path]:
     with ctx.database.reading() as session:
-        file = service.artifact(session, fusion_id, service.TRACE_PATH)
+        file = service.artifact(session, tenant, fusion_id, service.TRACE_PATH)
     return file, ctx.blobs.path(file.digest)
 
 
-def _source_names(ctx: Context, fusion_id: str) -> list[str]:
+def _source_names(ctx: Context, tenant: str, fusion_id: str) -> list[str]:
     with ctx.database.reading() as session:
-        return [source["name"] for source in service.get(session, fusion_id).recipe["sources"]]
+        return [source["name"] for source in service.get(session, tenant, fusion_id).recipe["sources"]]
 
 
 def _layer(found: dict[str, Any], names: list[str]) -> LayerSummary:

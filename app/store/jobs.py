@@ -21,6 +21,7 @@ from app.store.clock import database_now
 from app.store.events import EventType, append
 from app.store.ids import FusionId, new_fusion_id
 from app.store.models import Artifact, Event, Fusion, FusionInput
+from app.store.ownership import Owner
 from app.store.states import HELD, FusionState, sources_of
 
 
@@ -48,9 +49,18 @@ def queue_of(recipe: Mapping[str, Any]) -> str:
     return "fusion.cuda" if str(recipe.get("device", "auto")).startswith("cuda") else "fusion.cpu"
 
 
-def submit(session: Session, recipe: dict[str, Any], inputs: Iterable[str]) -> Fusion:
+def submit(session: Session, owner: Owner, recipe: dict[str, Any], inputs: Iterable[str]) -> Fusion:
     """A new queued fusion with its inputs (``ckpt_…``, ``data_…``), its message to the queue and its first event."""
-    fusion = Fusion(id=new_fusion_id(), state=FusionState.QUEUED, recipe=recipe, attempt=0, losses=0, artifacts=[])
+    fusion = Fusion(
+        id=new_fusion_id(),
+        tenant=owner.tenant,
+        owner=owner.account,
+        state=FusionState.QUEUED,
+        recipe=recipe,
+        attempt=0,
+        losses=0,
+        artifacts=[],
+    )
     session.add(fusion)
     session.flush()
     session.add_all(FusionInput(fusion_id=fusion.id, reference=reference) for reference in sorted(set(inputs)))

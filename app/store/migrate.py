@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from app.store.database import Database
 
@@ -30,12 +31,26 @@ def downgrade(url: str, revision: str) -> None:
 @contextmanager
 def _exclusively(url: str) -> Iterator[Config]:
     database = Database(url)
+    if database.engine.dialect.name == "sqlite":
+        # SQLite changes a table by copying it to a new one, and would not drop the old one while others refer to it.
+        event.listen(database.engine, "connect", _without_foreign_keys)
     try:
         with database.engine.begin() as connection:
             _wait_for_others(connection)
             yield _config(connection)
+            _check_foreign_keys(connection)
     finally:
         database.close()
+
+
+def _without_foreign_keys(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA foreign_keys=OFF")
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+        assert not broken, broken  # rolls the migration back
 
 
 def _wait_for_others(connection: Connection) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from app.auth import Uploader
 from app.context import Context, Ctx
 from app.errors import declared
 from app.store.blobs import StoredBlob
+from app.store.ownership import Owner
 from app.uploads import service
 from app.uploads.digests import repr_digest
 from app.uploads.schemas import UploadedFileOut
@@ -18,28 +20,32 @@ _ANSWERS = declared(400, 413, 415, 507)
 
 
 @router.put("/checkpoints/{name}/files/{path:path}", status_code=201, responses=_ANSWERS, openapi_extra=_RAW_BODY)
-async def put_checkpoint_file(name: str, path: str, request: Request, response: Response, ctx: Ctx) -> UploadedFileOut:
+async def put_checkpoint_file(
+    name: str, path: str, request: Request, response: Response, caller: Uploader, ctx: Ctx
+) -> UploadedFileOut:
     """Store one file of a checkpoint to be; the body is the file itself (curl -T)."""
-    return await _put("checkpoint", name, path, request, response, ctx)
+    return await _put("checkpoint", name, path, request, response, caller.owner, ctx)
 
 
 @router.put("/datasets/{name}/files/{path:path}", status_code=201, responses=_ANSWERS, openapi_extra=_RAW_BODY)
-async def put_dataset_file(name: str, path: str, request: Request, response: Response, ctx: Ctx) -> UploadedFileOut:
+async def put_dataset_file(
+    name: str, path: str, request: Request, response: Response, caller: Uploader, ctx: Ctx
+) -> UploadedFileOut:
     """Store one file of a dataset to be; the body is the file itself (curl -T)."""
-    return await _put("dataset", name, path, request, response, ctx)
+    return await _put("dataset", name, path, request, response, caller.owner, ctx)
 
 
 async def _put(
-    kind: service.Kind, name: str, path: str, request: Request, response: Response, ctx: Context
+    kind: service.Kind, name: str, path: str, request: Request, response: Response, owner: Owner, ctx: Context
 ) -> UploadedFileOut:
     limit = ctx.settings.max_upload_bytes
     service.check_request(name, path, request.headers, limit)
     stored = await service.receive(ctx.blobs, request.stream(), request.headers, limit)
-    await run_in_threadpool(_note, ctx, kind, name, path, stored)
+    await run_in_threadpool(_note, ctx, owner, kind, name, path, stored)
     response.headers["Repr-Digest"] = repr_digest(stored.digest)
     return UploadedFileOut(path=path, size=stored.size, sha256=stored.digest)
 
 
-def _note(ctx: Context, kind: service.Kind, name: str, path: str, stored: StoredBlob) -> None:
+def _note(ctx: Context, owner: Owner, kind: service.Kind, name: str, path: str, stored: StoredBlob) -> None:
     with ctx.database.transaction() as session:
-        service.note(session, kind, name, path, stored)
+        service.note(session, owner, kind, name, path, stored)

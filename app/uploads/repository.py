@@ -11,23 +11,26 @@ from sqlalchemy.orm import Session
 
 from app.store.blobs import StoredBlob
 from app.store.models import UploadedFile, utc_now
+from app.store.ownership import Owner
 
 
-def put(session: Session, kind: str, name: str, path: str, stored: StoredBlob) -> None:
+def put(session: Session, owner: Owner, kind: str, name: str, path: str, stored: StoredBlob) -> None:
     """Inserts or replaces; two uploads to one path may end at the same moment."""
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    content = {"digest": stored.digest, "size": stored.size, "created_at": utc_now()}
-    statement = insert(UploadedFile).values(kind=kind, name=name, path=path, **content)
+    content = {"digest": stored.digest, "size": stored.size, "owner": owner.account, "created_at": utc_now()}
+    statement = insert(UploadedFile).values(tenant=owner.tenant, kind=kind, name=name, path=path, **content)
     session.execute(
         statement.on_conflict_do_update(
-            index_elements=[UploadedFile.kind, UploadedFile.name, UploadedFile.path], set_=content
+            index_elements=[UploadedFile.tenant, UploadedFile.kind, UploadedFile.name, UploadedFile.path], set_=content
         )
     )
 
 
-def of_name(session: Session, kind: str, name: str) -> Sequence[UploadedFile]:
+def of_name(session: Session, tenant: str, kind: str, name: str) -> Sequence[UploadedFile]:
     """The files uploaded under a name and not yet used, by path."""
-    chosen = select(UploadedFile).where(UploadedFile.kind == kind, UploadedFile.name == name)
+    chosen = select(UploadedFile).where(
+        UploadedFile.tenant == tenant, UploadedFile.kind == kind, UploadedFile.name == name
+    )
     return session.scalars(chosen.order_by(UploadedFile.path)).all()
 
 
@@ -35,6 +38,7 @@ def take(session: Session, file: UploadedFile) -> bool:
     """Removes the row, if it still stands for the same bytes; False when it was replaced or taken meanwhile."""
     result = session.execute(
         delete(UploadedFile).where(
+            UploadedFile.tenant == file.tenant,
             UploadedFile.kind == file.kind,
             UploadedFile.name == file.name,
             UploadedFile.path == file.path,

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from app.store.blobs import CHUNK, BlobStore, BlobWriter, StoredBlob, record_blob
+from app.store.ownership import Owner
 from app.uploads import repository
 from app.uploads.digests import expected_digests
 from app.uploads.errors import DigestMismatch, DiskFull, NotARawBody, Truncated, UploadTooLarge
@@ -51,10 +52,10 @@ async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers
             writer.discard()
 
 
-def note(session: Session, kind: Kind, name: str, path: str, stored: StoredBlob) -> None:
+def note(session: Session, owner: Owner, kind: Kind, name: str, path: str, stored: StoredBlob) -> None:
     """Puts the blob under its name and path; what was there before is replaced."""
     record_blob(session, stored)
-    repository.put(session, kind, name, path, stored)
+    repository.put(session, owner, kind, name, path, stored)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from app.store import jobs
 from app.store.database import Database
 from app.store.ids import FusionId
 from app.store.models import Fusion
+from app.store.ownership import LOCAL
 from app.store.states import FusionState
 
 WORKER = "host:1"
@@ -17,7 +18,7 @@ ERROR = {"code": "recipe.invalid", "detail": "No.", "errors": []}
 
 def queued(database: Database) -> FusionId:
     with database.transaction() as session:
-        return FusionId(jobs.submit(session, {"device": "cpu"}, ["ckpt_a", "ckpt_b"]).id)
+        return FusionId(jobs.submit(session, LOCAL, {"device": "cpu"}, ["ckpt_a", "ckpt_b"]).id)
 
 
 def claimed(

@@ -15,6 +15,7 @@ from app.store import jobs, outbox
 from app.store.database import Database
 from app.store.events import EventType, events_after
 from app.store.models import Fusion
+from app.store.ownership import LOCAL
 from app.store.states import FINAL, MOVES, FusionState
 from tests.store.factories import ATTEMPTS, ERROR, EXPIRED, LONG, WORKER, claimed, in_state, queued, row, running
 
@@ -40,7 +41,7 @@ def test_a_submitted_job_is_queued_with_inputs_a_message_and_an_event(database: 
 
 def test_a_submission_that_is_rolled_back_leaves_nothing(database: Database) -> None:
     with database.transaction() as session:
-        fusion_id = jobs.submit(session, {}, []).id
+        fusion_id = jobs.submit(session, LOCAL, {}, []).id
         session.rollback()
     assert _messages(database) == []
     assert _events(database, fusion_id) == []
@@ -51,7 +52,7 @@ def test_a_submission_that_is_rolled_back_leaves_nothing(database: Database) -> 
 )
 def test_a_job_goes_to_the_queue_of_its_device(database: Database, device: str, queue: str) -> None:
     with database.transaction() as session:
-        jobs.submit(session, {"device": device}, [])
+        jobs.submit(session, LOCAL, {"device": device}, [])
         assert [message.queue for message in outbox.unpublished(session, 10)] == [queue]
 
 

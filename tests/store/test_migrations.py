@@ -13,7 +13,7 @@ from sqlalchemy import inspect, select, text
 
 from app.store.database import Database
 from app.store.migrate import downgrade, migrate
-from app.store.models import Base, Dataset
+from app.store.models import Base, Blob, Checkpoint, Dataset, Fusion, UploadedFile
 from tests.services import PostgreSQL
 
 
@@ -73,6 +73,50 @@ def test_datasets_from_before_other_losses_hold_classes(empty_url: str) -> None:
             assert (old.loss, old.target_shape, old.target_max, old.token_max) == ("cross_entropy", [], 4, None)
     finally:
         database.close()
+
+
+def test_what_was_there_before_tenants_belongs_to_the_local_caller_and_goes_back_unharmed(empty_url: str) -> None:
+    migrate(empty_url)
+    downgrade(empty_url, "0002")
+    database = Database(empty_url)
+    now = "'2026-01-01'"
+    try:
+        with database.engine.begin() as connection:
+            for statement in (
+                f"INSERT INTO blobs (digest, size, created_at) VALUES ('d', 1, {now})",
+                f"INSERT INTO uploaded_files (kind, name, path, digest, size, created_at)"
+                f" VALUES ('checkpoint', 'n', 'p', 'd', 1, {now})",
+                "INSERT INTO checkpoints (id, name, sha256, tensors, parameters, dtypes, created_at)"
+                f" VALUES ('ckpt_1', 'n', 's', 1, 1, '[]', {now})",
+                "INSERT INTO checkpoint_files (checkpoint_id, path, digest, size) VALUES ('ckpt_1', 'p', 'd', 1)",
+                "INSERT INTO fusions (id, state, recipe, attempt, losses, created_at, updated_at)"
+                f" VALUES ('fus_1', 'queued', '{{}}', 0, 0, {now}, {now})",
+                f"INSERT INTO outbox (fusion_id, queue, created_at) VALUES ('fus_1', 'fusion.cpu', {now})",
+            ):
+                connection.execute(text(statement))
+        before = _contents(database)
+        migrate(empty_url)
+        with database.reading() as session:
+            rows = [
+                *session.scalars(select(UploadedFile)),
+                *session.scalars(select(Checkpoint)),
+                *session.scalars(select(Fusion)),
+            ]
+            assert [(row.tenant, row.owner) for row in rows] == [("default", "local")] * 3
+            blob = session.scalars(select(Blob)).one()
+            assert blob.touched_at == blob.created_at
+        downgrade(empty_url, "0002")
+        assert _contents(database) == before
+    finally:
+        database.close()
+
+
+def _contents(database: Database) -> dict[str, list[tuple[object, ...]]]:
+    with database.engine.begin() as connection:
+        names = sorted(set(inspect(connection).get_table_names()) - {"alembic_version"})
+        return {
+            name: [tuple(map(str, row)) for row in connection.execute(text(f"SELECT * FROM {name}"))] for name in names
+        }
 
 
 def test_processes_that_start_at_once_migrate_one_after_the_other(empty_url: str) -> None:

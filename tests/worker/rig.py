@@ -23,6 +23,7 @@ from app.store.database import Database
 from app.store.events import EventType, events_after
 from app.store.ids import FusionId, new_checkpoint_id, new_dataset_id
 from app.store.models import Checkpoint, CheckpointFile, Dataset, Event, Fusion
+from app.store.ownership import LOCAL
 from app.store.states import FINAL, FusionState
 from cogram_core.recipe import Recipe
 from cogram_core.trace import read_journal
@@ -105,7 +106,7 @@ class Rig:
         parsed = Recipe.from_document(recipe)
         with self.database.transaction() as session:
             inputs = [reference.value for reference in parsed.references()]
-            return FusionId(jobs.submit(session, parsed.to_document(), inputs).id)
+            return FusionId(jobs.submit(session, LOCAL, parsed.to_document(), inputs).id)
 
     def checkpoint(self, tensors: Mapping[str, torch.Tensor]) -> str:
         stored = self._store(tensors)
@@ -114,7 +115,14 @@ class Rig:
             record_blob(session, stored)
             session.add(
                 Checkpoint(
-                    id=checkpoint, name="net", sha256=stored.digest, tensors=len(tensors), parameters=1, dtypes=["F32"]
+                    id=checkpoint,
+                    tenant=LOCAL.tenant,
+                    owner=LOCAL.account,
+                    name="net",
+                    sha256=stored.digest,
+                    tensors=len(tensors),
+                    parameters=1,
+                    dtypes=["F32"],
                 )
             )
             session.flush()
@@ -133,6 +141,8 @@ class Rig:
             session.add(
                 Dataset(
                     id=dataset,
+                    tenant=LOCAL.tenant,
+                    owner=LOCAL.account,
                     name="data",
                     digest=stored.digest,
                     path="data.safetensors",

@@ -14,6 +14,7 @@ from celery import Celery
 
 from app.store import jobs, outbox
 from app.store.ids import FusionId
+from app.store.ownership import LOCAL
 from tests.worker.rig import Rig
 from worker.celery_app import app
 from worker.dispatcher import Dispatcher, Rounds
@@ -50,7 +51,7 @@ def _valkey(rig: Rig) -> redis.Redis:
 
 def _submit(rig: Rig) -> FusionId:
     with rig.database.transaction() as session:
-        return FusionId(jobs.submit(session, {}, []).id)
+        return FusionId(jobs.submit(session, LOCAL, {}, []).id)
 
 
 def test_new_jobs_are_published_once_in_the_order_they_came(each_rig: Rig, celery: Celery) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.store import jobs
 from app.store.ids import FusionId
+from app.store.ownership import LOCAL
 from app.store.states import FusionState
 from tests.worker.rig import Rig
 from worker.reaper import reap, sweep
@@ -15,7 +16,7 @@ from worker.reaper import reap, sweep
 
 def _claimed(rig: Rig, lease_seconds: float) -> jobs.Claim:
     with rig.database.transaction() as session:
-        fusion_id = jobs.submit(session, {}, []).id
+        fusion_id = jobs.submit(session, LOCAL, {}, []).id
         claim = jobs.claim(session, fusion_id, "host:1", lease_seconds, 3)
         assert claim is not None
         return claim
