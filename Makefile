@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Small networks on shared cores: two OpenMP threads under load were measured 25 times slower than one.
 export OMP_NUM_THREADS ?= 1
 
+SIDE_BY_SIDE := tests/core tests/bench tests/store tests/app
+
 .PHONY: setup demo serve check test test-gpu bench bench-gpu bench-paper catalogue clean
 
 setup: $(VENV)/.ready
@@ -26,8 +28,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two at a time where a test has the processor to itself; one by one where it starts, stops and kills processes.
 test: check
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/pytest -q $(addprefix --ignore=,$(SIDE_BY_SIDE)) tests
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu tests/gpu
