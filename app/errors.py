@@ -2,6 +2,8 @@
 
 ApiError
 ├── BadRequest             400  the request can't be read at all
+├── Unauthorized           401  nobody that this service knows
+├── Forbidden              403  known, and not allowed
 ├── NotFound               404
 ├── Conflict               409  not in this state
 ├── TooLarge               413
@@ -9,6 +11,7 @@ ApiError
 ├── RangeNotSatisfiable    416
 ├── Misdirected            421  for another host
 ├── Unprocessable          422  read, but wrong; lists every problem found
+├── TooManyRequests        429  allowed, but not so soon
 ├── Unavailable            503
 └── InsufficientStorage    507
 """
@@ -31,6 +34,7 @@ from cogram_core.recipe.suggest import did_you_mean
 from cogram_core.recipe.wording import WORDS
 
 MEDIA_TYPE = "application/problem+json"
+_OF_ANY_CALL = (401, 403, 421, 422, 429, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
     "string_pattern_mismatch": "must match {pattern}",
@@ -86,6 +90,18 @@ class BadRequest(ApiError):
     status, code, title = 400, "request.malformed", "Malformed request"
 
 
+class Unauthorized(ApiError):
+    """Nobody that this service knows."""
+
+    status, code, title = 401, "auth.required", "Who are you?"
+
+
+class Forbidden(ApiError):
+    """The caller is known, and not allowed to do this."""
+
+    status, code, title = 403, "auth.forbidden", "Not allowed"
+
+
 class NotFound(ApiError):
     """There is nothing under this name."""
 
@@ -133,6 +149,12 @@ class Unprocessable(ApiError):
         return cls(message, errors=[Problem(location, cls.code, message)])
 
 
+class TooManyRequests(ApiError):
+    """Allowed, but not so soon; Retry-After tells when."""
+
+    status, code, title = 429, "rate.exceeded", "Too many requests"
+
+
 class Unavailable(ApiError):
     """Something the service needs is not there."""
 
@@ -176,10 +198,10 @@ def internal_error(path: str) -> JSONResponse:
 
 
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem answers of a route, for its OpenAPI entry."""
+    """The problem answers of a route, for its OpenAPI entry; those that any call may get are among them."""
     return {
         status: {"model": ProblemDocument, "description": HTTPStatus(status).phrase}
-        for status in (*statuses, 421, 422, 500)
+        for status in sorted({*statuses, *_OF_ANY_CALL})
     }
 
 
@@ -191,10 +213,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _tell_http_error)
 
 
-async def _tell_api_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
+def answer_to(error: ApiError, path: str) -> JSONResponse:
+    """The answer that ``error`` becomes; for what refuses a call before the application sees it, too."""
     return problem_response(
-        request.url.path,
+        path,
         status=error.status,
         code=error.code,
         title=error.title,
@@ -202,6 +224,11 @@ async def _tell_api_error(request: Request, error: Exception) -> JSONResponse:
         errors=error.errors,
         headers=error.headers,
     )
+
+
+async def _tell_api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return answer_to(error, request.url.path)
 
 
 async def _tell_invalid_input(request: Request, error: Exception) -> JSONResponse:
