@@ -1,12 +1,9 @@
-"""Who calls, and what they may do. Every endpoint names the scope that it needs; every query takes the caller's tenant."""
+"""Callers and their scopes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
-
-from fastapi import Depends
 
 from app.store.ownership import LOCAL, Owner
 
@@ -26,6 +23,7 @@ class Caller:
 
     owner: Owner
     scopes: frozenset[Scope]
+    requests_per_second: float | None = None  # none: as fast as they like
 
     @property
     def tenant(self) -> str:
@@ -33,11 +31,4 @@ class Caller:
         return self.owner.tenant
 
 
-def _local() -> Caller:
-    return Caller(LOCAL, frozenset(Scope))
-
-
-Reader = Annotated[Caller, Depends(_local)]
-Uploader = Annotated[Caller, Depends(_local)]
-Fuser = Annotated[Caller, Depends(_local)]
-Subscriber = Annotated[Caller, Depends(_local)]
+LOCAL_CALLER = Caller(LOCAL, frozenset(Scope))

@@ -1,0 +1,37 @@
+"""Every select and write on accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.store.models import Account
+
+
+def get(session: Session, account: str) -> Account | None:
+    """By id."""
+    return session.get(Account, account)
+
+
+def get_locked(session: Session, account: str) -> Account | None:
+    """By id, held until the transaction ends."""
+    return session.get(Account, account, with_for_update=True)
+
+
+def everyone(session: Session, tenant: str | None) -> Sequence[Account]:
+    """All accounts, or those of one tenant, oldest first."""
+    chosen = select(Account).order_by(Account.created_at, Account.id)
+    if tenant is not None:
+        chosen = chosen.where(Account.tenant == tenant)
+    return session.scalars(chosen).all()
+
+
+def put_subject(session: Session, account: str, tenant: str, name: str, scopes: list[str]) -> None:
+    """Makes or renews the row of an identity provider's subject; two requests may do so at once."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    content = {"tenant": tenant, "name": name, "scopes": scopes}
+    statement = insert(Account).values(id=account, **content)
+    session.execute(statement.on_conflict_do_update(index_elements=[Account.id], set_=content))
