@@ -36,6 +36,22 @@ class Settings(BaseSettings):
     max_upload_bytes: PositiveInt = Field(200 * 2**30, validation_alias="COGRAM_MAX_UPLOAD_BYTES")
     max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
 
+    examiners: PositiveInt = Field(
+        2, validation_alias="COGRAM_EXAMINERS", description="processes that read uploaded headers at once"
+    )
+    examine_memory_bytes: int = Field(
+        1536 * 2**20, ge=256 * 2**20, validation_alias="COGRAM_EXAMINE_MEMORY_BYTES", description="of each of them"
+    )
+    examine_cpu_seconds: PositiveInt = Field(
+        40, validation_alias="COGRAM_EXAMINE_CPU_SECONDS", description="processor time for one request's headers"
+    )
+    examine_seconds: PositiveFloat = Field(
+        60.0, validation_alias="COGRAM_EXAMINE_SECONDS", description="the same, by the clock"
+    )
+    examine_queue_seconds: PositiveFloat = Field(
+        30.0, validation_alias="COGRAM_EXAMINE_QUEUE_SECONDS", description="a request waits so long, then it is 503"
+    )
+
     @cached_property
     def resolved_database_url(self) -> str:
         """``DATABASE_URL`` with the psycopg 3 driver, or SQLite in the data folder."""
@@ -60,6 +76,11 @@ class Settings(BaseSettings):
     def blob_dir(self) -> Path:
         """Content-addressed files."""
         return self.data_dir.resolve() / "blobs"
+
+    @property
+    def incoming_dir(self) -> Path:
+        """Blobs on their way in, until they are whole."""
+        return self.blob_dir / "incoming"
 
     @property
     def work_dir(self) -> Path:
