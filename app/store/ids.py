@@ -10,6 +10,8 @@ from typing import NewType
 FusionId = NewType("FusionId", str)
 CheckpointId = NewType("CheckpointId", str)
 DatasetId = NewType("DatasetId", str)
+WebhookId = NewType("WebhookId", str)
+DeliveryId = NewType("DeliveryId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 
@@ -40,3 +42,13 @@ def new_checkpoint_id() -> CheckpointId:
 def new_dataset_id() -> DatasetId:
     """A fresh ``data_…``."""
     return DatasetId("data_" + _sortable())
+
+
+def new_webhook_id() -> WebhookId:
+    """A fresh ``hook_…``."""
+    return WebhookId("hook_" + _sortable())
+
+
+def new_delivery_id() -> DeliveryId:
+    """A fresh ``msg_…``."""
+    return DeliveryId("msg_" + _sortable())

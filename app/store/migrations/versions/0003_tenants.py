@@ -147,8 +147,13 @@ def _webhooks() -> None:
         sa.Column("url", sa.String(length=2048), nullable=False),
         sa.Column("secret", sa.String(length=128), nullable=False),
         sa.Column("events", sa.JSON(), nullable=False),
+        sa.Column("previous_secret", sa.String(length=128), nullable=True),
+        sa.Column("previous_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("disabled_reason", sa.String(length=16), nullable=True),
         sa.Column("tenant", sa.String(length=64), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_webhooks"),
@@ -158,12 +163,14 @@ def _webhooks() -> None:
         "deliveries",
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("webhook_id", sa.String(length=40), nullable=False),
-        sa.Column("fusion_id", sa.String(length=40), nullable=False),
+        sa.Column("fusion_id", sa.String(length=40), nullable=True),
         sa.Column("type", sa.String(length=64), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("round_began", sa.Integer(), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_status", sa.Integer(), nullable=True),
         sa.Column("last_error", sa.String(length=512), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -171,6 +178,6 @@ def _webhooks() -> None:
         sa.ForeignKeyConstraint(["webhook_id"], ["webhooks.id"], name="fk_deliveries_webhook_id_webhooks"),
         sa.PrimaryKeyConstraint("id", name="pk_deliveries"),
     )
-    for column in ("webhook_id", "fusion_id"):
-        op.create_index(f"ix_deliveries_{column}", "deliveries", [column])
+    op.create_index("ix_deliveries_fusion_id", "deliveries", ["fusion_id"])
+    op.create_index("ix_deliveries_webhook_id_id", "deliveries", ["webhook_id", "id"])
     op.create_index("ix_deliveries_state_due_at", "deliveries", ["state", "due_at"])
