@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, FilePath, IPvAnyNetwork, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -51,6 +51,40 @@ class Settings(BaseSettings):
     examine_queue_seconds: PositiveFloat = Field(
         30.0, validation_alias="COGRAM_EXAMINE_QUEUE_SECONDS", description="a request waits so long, then it is 503"
     )
+
+    webhook_allow_private: bool = Field(
+        False, validation_alias="COGRAM_WEBHOOK_ALLOW_PRIVATE", description="http and private addresses, to develop with"
+    )
+    webhook_refused_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (), validation_alias="COGRAM_WEBHOOK_REFUSED_NETWORKS", description="JSON list; never called, public or not"
+    )
+    webhook_ca_file: FilePath | None = Field(
+        None, validation_alias="COGRAM_WEBHOOK_CA_FILE", description="further certificate authorities, in PEM"
+    )
+    webhook_connect_seconds: PositiveFloat = Field(5.0, validation_alias="COGRAM_WEBHOOK_CONNECT_SECONDS")
+    webhook_seconds: PositiveFloat = Field(
+        20.0, validation_alias="COGRAM_WEBHOOK_SECONDS", description="for one try, from the name's look-up to the answer"
+    )
+    webhook_delays: tuple[PositiveFloat, ...] = Field(
+        (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        validation_alias="COGRAM_WEBHOOK_DELAYS",
+        description="JSON list; seconds before each further try",
+    )
+    webhook_most_failing_days: PositiveFloat = Field(
+        5.0, validation_alias="COGRAM_WEBHOOK_MOST_FAILING_DAYS", description="then a webhook is disabled"
+    )
+    webhook_keep_days: PositiveFloat = Field(
+        30.0, validation_alias="COGRAM_WEBHOOK_KEEP_DAYS", description="deliveries that have ended"
+    )
+    webhook_secret_overlap_seconds: float = Field(
+        86400.0, ge=0, validation_alias="COGRAM_WEBHOOK_SECRET_OVERLAP_SECONDS", description="a replaced secret signs on"
+    )
+    webhooks_per_tenant: PositiveInt = Field(50, validation_alias="COGRAM_WEBHOOKS_PER_TENANT")
+
+    metrics_port: int = Field(
+        0, ge=0, le=65535, validation_alias="COGRAM_METRICS_PORT", description="of this process; 0: no metrics"
+    )
+    metrics_host: str = Field("127.0.0.1", validation_alias="COGRAM_METRICS_HOST")
 
     @cached_property
     def resolved_database_url(self) -> str:
