@@ -86,6 +86,49 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", validation_alias="COGRAM_METRICS_HOST")
 
+    require_keys: bool = Field(False, validation_alias="COGRAM_REQUIRE_KEYS", description="on 127.0.0.1 they may be off")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), validation_alias="COGRAM_ALLOWED_HOSTS", description="names of this service, parted by commas"
+    )
+    key_cache_seconds: float = Field(
+        3.0, ge=0, le=10, validation_alias="COGRAM_KEY_CACHE_SECONDS", description="a revoked key works no longer"
+    )
+    requests_per_second: PositiveFloat = Field(
+        50.0, validation_alias="COGRAM_REQUESTS_PER_SECOND", description="of an account, where its key says nothing"
+    )
+    auth_failures_per_minute: PositiveInt = Field(
+        30, validation_alias="COGRAM_AUTH_FAILURES_PER_MINUTE", description="wrong credentials from one address"
+    )
+    oidc_issuer: str | None = Field(None, validation_alias="COGRAM_OIDC_ISSUER", description="takes its tokens, too")
+    oidc_audience: str | None = Field(None, validation_alias="COGRAM_OIDC_AUDIENCE", description="that tokens must name")
+    oidc_jwks_url: str | None = Field(None, validation_alias="COGRAM_OIDC_JWKS_URL", description="else discovered")
+    oidc_tenant_claim: str = Field("tenant", validation_alias="COGRAM_OIDC_TENANT_CLAIM")
+    oidc_scope_claim: str = Field("scope", validation_alias="COGRAM_OIDC_SCOPE_CLAIM")
+    oidc_scope_prefix: str = Field("cogram:", validation_alias="COGRAM_OIDC_SCOPE_PREFIX", description="cogram:read …")
+    oidc_leeway_seconds: int = Field(30, ge=0, le=300, validation_alias="COGRAM_OIDC_LEEWAY_SECONDS")
+    quota_bytes: int | None = Field(
+        None, ge=0, validation_alias="COGRAM_QUOTA_BYTES", description="stored by one account; none: no limit"
+    )
+    quota_fusions: int | None = Field(
+        None, ge=0, validation_alias="COGRAM_QUOTA_FUSIONS", description="kept by one account"
+    )
+    quota_concurrent: int | None = Field(
+        None, ge=0, validation_alias="COGRAM_QUOTA_CONCURRENT", description="fusions of one account that have not ended"
+    )
+    idempotency_hours: PositiveFloat = Field(
+        24.0, validation_alias="COGRAM_IDEMPOTENCY_HOURS", description="how long an Idempotency-Key is remembered"
+    )
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _parted(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @property
+    def credentials_required(self) -> bool:
+        """Whether every caller has to say who they are."""
+        return self.require_keys or self.oidc_issuer is not None
+
     @cached_property
     def resolved_database_url(self) -> str:
         """``DATABASE_URL`` with the psycopg 3 driver, or SQLite in the data folder."""
