@@ -5,12 +5,16 @@ ApiError
 ├── Unauthorized           401  nobody that this service knows
 ├── Forbidden              403  known, and not allowed
 ├── NotFound               404
+├── RequestTimeout         408  the body came too slowly
 ├── Conflict               409  not in this state
+├── Gone                   410
+├── PreconditionFailed     412
 ├── TooLarge               413
 ├── UnsupportedMedia       415
 ├── RangeNotSatisfiable    416
 ├── Misdirected            421  for another host
 ├── Unprocessable          422  read, but wrong; lists every problem found
+├── Locked                 423  somebody else is at it
 ├── TooManyRequests        429  allowed, but not so soon
 ├── Unavailable            503
 └── InsufficientStorage    507
@@ -34,6 +38,7 @@ from cogram_core.recipe.suggest import did_you_mean
 from cogram_core.recipe.wording import WORDS
 
 MEDIA_TYPE = "application/problem+json"
+_UNREGISTERED = {460: "Checksum Mismatch"}  # tus 1.0 has it, the registry of statuses hasn't
 _OF_ANY_CALL = (401, 403, 421, 422, 429, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
@@ -108,10 +113,28 @@ class NotFound(ApiError):
     status, code, title = 404, "not_found", "Not found"
 
 
+class RequestTimeout(ApiError):
+    """The body came too slowly, or no longer."""
+
+    status, code, title = 408, "request.too_slow", "Request too slow"
+
+
 class Conflict(ApiError):
     """The thing is not in a state that allows this."""
 
     status, code, title = 409, "conflict", "Conflict"
+
+
+class Gone(ApiError):
+    """It was there, and will not come back."""
+
+    status, code, title = 410, "gone", "Gone"
+
+
+class PreconditionFailed(ApiError):
+    """What the caller makes a condition does not hold here."""
+
+    status, code, title = 412, "request.precondition", "Precondition failed"
 
 
 class TooLarge(ApiError):
@@ -147,6 +170,12 @@ class Unprocessable(ApiError):
     def single(cls, location: str, message: str) -> Self:
         """The error with one entry, under the class's own code."""
         return cls(message, errors=[Problem(location, cls.code, message)])
+
+
+class Locked(ApiError):
+    """Another request is at it."""
+
+    status, code, title = 423, "locked", "Locked"
 
 
 class TooManyRequests(ApiError):
@@ -200,7 +229,7 @@ def internal_error(path: str) -> JSONResponse:
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem answers of a route, for its OpenAPI entry; those that any call may get are among them."""
     return {
-        status: {"model": ProblemDocument, "description": HTTPStatus(status).phrase}
+        status: {"model": ProblemDocument, "description": _UNREGISTERED.get(status) or HTTPStatus(status).phrase}
         for status in sorted({*statuses, *_OF_ANY_CALL})
     }
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, FilePath, IPvAnyNetwork, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, FilePath, IPvAnyNetwork, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -34,6 +35,22 @@ class Settings(BaseSettings):
         256 * 2**20, ge=0, validation_alias="COGRAM_MIN_FREE_BYTES", description="below it the service is not ready"
     )
     max_upload_bytes: PositiveInt = Field(200 * 2**30, validation_alias="COGRAM_MAX_UPLOAD_BYTES")
+    upload_expiry_hours: PositiveFloat = Field(
+        24.0,
+        validation_alias="COGRAM_UPLOAD_EXPIRY_HOURS",
+        description="a resumable upload without a new byte ends then",
+    )
+    body_idle_seconds: PositiveFloat = Field(
+        60.0,
+        validation_alias="COGRAM_BODY_IDLE_SECONDS",
+        description="an upload's body that brings nothing is 408 then",
+    )
+    body_min_bytes_per_second: int = Field(
+        1024,
+        ge=0,
+        validation_alias="COGRAM_BODY_MIN_BYTES_PER_SECOND",
+        description="in each such span; less is 408, too",
+    )
     max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
 
     examiners: PositiveInt = Field(
@@ -53,7 +70,9 @@ class Settings(BaseSettings):
     )
 
     webhook_allow_private: bool = Field(
-        False, validation_alias="COGRAM_WEBHOOK_ALLOW_PRIVATE", description="http and private addresses, to develop with"
+        False,
+        validation_alias="COGRAM_WEBHOOK_ALLOW_PRIVATE",
+        description="http and private addresses, to develop with",
     )
     webhook_refused_networks: tuple[IPvAnyNetwork, ...] = Field(
         (), validation_alias="COGRAM_WEBHOOK_REFUSED_NETWORKS", description="JSON list; never called, public or not"
@@ -63,7 +82,9 @@ class Settings(BaseSettings):
     )
     webhook_connect_seconds: PositiveFloat = Field(5.0, validation_alias="COGRAM_WEBHOOK_CONNECT_SECONDS")
     webhook_seconds: PositiveFloat = Field(
-        20.0, validation_alias="COGRAM_WEBHOOK_SECONDS", description="for one try, from the name's look-up to the answer"
+        20.0,
+        validation_alias="COGRAM_WEBHOOK_SECONDS",
+        description="for one try, from the name's look-up to the answer",
     )
     webhook_delays: tuple[PositiveFloat, ...] = Field(
         (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
@@ -77,7 +98,10 @@ class Settings(BaseSettings):
         30.0, validation_alias="COGRAM_WEBHOOK_KEEP_DAYS", description="deliveries that have ended"
     )
     webhook_secret_overlap_seconds: float = Field(
-        86400.0, ge=0, validation_alias="COGRAM_WEBHOOK_SECRET_OVERLAP_SECONDS", description="a replaced secret signs on"
+        86400.0,
+        ge=0,
+        validation_alias="COGRAM_WEBHOOK_SECRET_OVERLAP_SECONDS",
+        description="a replaced secret signs on",
     )
     webhooks_per_tenant: PositiveInt = Field(50, validation_alias="COGRAM_WEBHOOKS_PER_TENANT")
 
@@ -86,7 +110,9 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", validation_alias="COGRAM_METRICS_HOST")
 
-    require_keys: bool = Field(False, validation_alias="COGRAM_REQUIRE_KEYS", description="on 127.0.0.1 they may be off")
+    require_keys: bool = Field(
+        False, validation_alias="COGRAM_REQUIRE_KEYS", description="on 127.0.0.1 they may be off"
+    )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), validation_alias="COGRAM_ALLOWED_HOSTS", description="names of this service, parted by commas"
     )
@@ -100,7 +126,9 @@ class Settings(BaseSettings):
         30, validation_alias="COGRAM_AUTH_FAILURES_PER_MINUTE", description="wrong credentials from one address"
     )
     oidc_issuer: str | None = Field(None, validation_alias="COGRAM_OIDC_ISSUER", description="takes its tokens, too")
-    oidc_audience: str | None = Field(None, validation_alias="COGRAM_OIDC_AUDIENCE", description="that tokens must name")
+    oidc_audience: str | None = Field(
+        None, validation_alias="COGRAM_OIDC_AUDIENCE", description="that tokens must name"
+    )
     oidc_jwks_url: str | None = Field(None, validation_alias="COGRAM_OIDC_JWKS_URL", description="else discovered")
     oidc_tenant_claim: str = Field("tenant", validation_alias="COGRAM_OIDC_TENANT_CLAIM")
     oidc_scope_claim: str = Field("scope", validation_alias="COGRAM_OIDC_SCOPE_CLAIM")
@@ -158,6 +186,11 @@ class Settings(BaseSettings):
     def incoming_dir(self) -> Path:
         """Blobs on their way in, until they are whole."""
         return self.blob_dir / "incoming"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Bytes of resumable uploads under way; on the disk of the incoming blobs, as they become some."""
+        return self.incoming_dir.with_name("uploads")
 
     @property
     def work_dir(self) -> Path:

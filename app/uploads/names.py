@@ -9,6 +9,7 @@ from pydantic import AfterValidator, StringConstraints
 
 from app.uploads.errors import PickleRefused, UnusablePath
 from cogram_core.checkpoints.header import is_pickle_name
+from cogram_core.errors import Problem
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,128}$"
 _NAME = re.compile(NAME_PATTERN)
@@ -34,24 +35,40 @@ def _checked_name(name: str) -> str:
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN), AfterValidator(_checked_name)]
 
 
+def name_problem(name: str) -> Problem | None:
+    """What keeps ``name`` from naming a checkpoint or dataset."""
+    fault = _name_fault(name)
+    return Problem("name", UnusablePath.code, f"{name[:200]!r}: {fault}") if fault else None
+
+
+def path_problem(path: str, location: str = "path") -> Problem | None:
+    """What keeps ``path`` from being the plain relative path of a file that may be stored."""
+    fault = _path_fault(path)
+    if fault:
+        return Problem(location, UnusablePath.code, f"{path[:80]!r}: {fault}")
+    if not is_pickle_name(path):
+        return None
+    return Problem(
+        location,
+        PickleRefused.code,
+        f"{path!r} is a pickle by its name; opening one runs code, so it is refused. Convert it where you trust it: "
+        "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')",
+    )
+
+
 def check_name(name: str) -> None:
     """Raises unless ``name`` may name a checkpoint or dataset."""
-    fault = _name_fault(name)
-    if fault:
-        raise UnusablePath.single("name", f"{name!r}: {fault}")
+    problem = name_problem(name)
+    if problem:
+        raise UnusablePath(problem.message, errors=[problem])
 
 
 def check_path(path: str) -> None:
     """Raises unless ``path`` is a plain relative path of a file that may be stored."""
-    fault = _path_fault(path)
-    if fault:
-        raise UnusablePath.single("path", f"{path[:80]!r}: {fault}")
-    if is_pickle_name(path):
-        raise PickleRefused.single(
-            "path",
-            f"{path!r} is a pickle by its name; opening one runs code, so it is refused. Convert it where you trust it: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')",
-        )
+    problem = path_problem(path)
+    if problem:
+        kind = PickleRefused if problem.code == PickleRefused.code else UnusablePath
+        raise kind(problem.message, errors=[problem])
 
 
 def _path_fault(path: str) -> str | None:
