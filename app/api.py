@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.context import Context
 from app.errors import BadRequest, problem_response
-from app.listening import check_host, listen
+from app.listening import check_access, listen
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings
@@ -74,9 +74,9 @@ def run_api(settings: Settings) -> None:
     """The HTTP process alone, on the address that ``settings`` name, until a signal asks for the end.
 
     Raises:
-        CannotServe: when it can't listen there.
+        CannotServe: when it can't or shouldn't listen there.
     """
-    check_host(settings.host)
+    check_access(settings)
     with listen(settings.host, settings.port) as listener:
         _run(settings, listener)
 

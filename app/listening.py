@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
+from urllib.parse import urlsplit
 
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+from app.settings import Settings
 
 
 class CannotServe(Exception):
     """The service can't be started; the message names the remedy."""
 
 
-def check_host(host: str) -> None:
-    """Refuses addresses that others could reach, as there are no keys yet."""
-    if host not in _LOOPBACK:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_access(settings: Settings) -> None:
+    """Refuses to listen where others could reach a service that asks nobody for credentials.
+
+    Raises:
+        CannotServe: for that, and for an identity provider that is only half described.
+    """
+    if not is_loopback(settings.host) and not settings.credentials_required:
         raise CannotServe(
-            f"refusing to listen on {host}: there is no authentication, and others could reach it. Listen on 127.0.0.1 "
-            "and put a reverse proxy that asks for credentials in front."
+            f"refusing to listen on {settings.host}: others could reach it, and nobody is asked for credentials. Set "
+            "COGRAM_REQUIRE_KEYS=true and make a key with cogram keys create, or set COGRAM_OIDC_ISSUER, or listen on "
+            "127.0.0.1."
         )
+    if settings.oidc_issuer is None:
+        return
+    if not settings.oidc_audience:
+        raise CannotServe("COGRAM_OIDC_ISSUER is set without COGRAM_OIDC_AUDIENCE: tokens for others would be taken.")
+    for name, url in (("ISSUER", settings.oidc_issuer), ("JWKS_URL", settings.oidc_jwks_url)):
+        if url is not None and not _is_safe(url):
+            raise CannotServe(f"COGRAM_OIDC_{name} is {url}: it must be an https address, as keys come from there.")
+
+
+def _is_safe(url: str) -> bool:
+    parts = urlsplit(url)
+    return bool(parts.hostname) and (
+        parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -10,6 +10,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app import errors, health, methods
+from app.auth.gate import Gate
+from app.auth.middleware import OPEN, Authentication
 from app.body_limit import BodyLimit
 from app.checkpoints.endpoints import router as checkpoints
 from app.context import Context
@@ -54,9 +56,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router, include_in_schema=False)
     errors.install(app)
     app.add_middleware(BodyLimit, limit=chosen.max_json_bytes)
-    app.add_middleware(HostCheck)
+    app.add_middleware(Authentication, gate=Gate(chosen, database), settings=chosen)
+    app.add_middleware(HostCheck, settings=chosen)
     app.add_middleware(RequestScope, last_resort=errors.internal_error)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, chosen.credentials_required)  # type: ignore[method-assign]
     return app
 
 
@@ -67,14 +70,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.context.database.close()
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The contract; problems under their own media type, recipes with the core's schema."""
+def _openapi(app: FastAPI, credentials_required: bool) -> dict[str, Any]:
+    """The contract; problems under their own media type, recipes with the core's schema, credentials if they are needed."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         document["components"]["schemas"].update(RECIPE_SCHEMAS)
-        for operations in document["paths"].values():
+        if credentials_required:
+            document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
             for operation in operations.values():
                 _name_problem_type(operation["responses"])
+                if credentials_required and path not in OPEN:
+                    operation["security"] = [{"bearer": []}]
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.auth import Reader
 from app.errors import declared
 
 router = APIRouter(tags=["methods"])
@@ -31,7 +32,7 @@ class MethodList(BaseModel):
 
 
 @router.get("/methods", responses=declared())
-def list_methods() -> MethodList:
+def list_methods(_caller: Reader) -> MethodList:
     """Every method with its parameters' schema, its formula and its source."""
     return _catalogue()
 

@@ -19,7 +19,7 @@ from types import FrameType
 from app.broker import ping
 from app.children import Child, Program, stop_together
 from app.embedded_broker import EmbeddedBroker
-from app.listening import CannotServe, check_host, listen
+from app.listening import CannotServe, check_access, listen
 from app.settings import Settings
 from app.store.blobs import BlobStore
 from app.store.migrate import migrate
@@ -38,7 +38,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     Raises:
         CannotServe: when something stands in the way of the start.
     """
-    check_host(settings.host)
+    check_access(settings)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(settings.data_dir), _stop_signals() as stop, listen(settings.host, settings.port) as listener:
         broker = None if settings.broker_url else EmbeddedBroker(settings.broker_socket)

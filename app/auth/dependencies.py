@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.auth.callers import LOCAL_CALLER, Caller, Scope
+from app.auth.callers import Caller, Scope
 from app.auth.errors import ScopeMissing
 
 
-def _having(scope: Scope) -> Callable[[Request], Caller]:
+def _having(scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
     async def caller(request: Request) -> Caller:  # async: a thread would cost more than the look
-        found = getattr(request.state, "caller", LOCAL_CALLER)
+        found = request.state.caller
         assert isinstance(found, Caller)
         if scope not in found.scopes:
             raise ScopeMissing.of(scope)
         return found
 
-    return caller  # type: ignore[return-value]
+    return caller
 
 
 Reader = Annotated[Caller, Depends(_having(Scope.READ))]

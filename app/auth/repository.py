@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.store.models import Account
+from app.store.models import Account, utc_now
 
 
 def get(session: Session, account: str) -> Account | None:
@@ -29,9 +29,9 @@ def everyone(session: Session, tenant: str | None) -> Sequence[Account]:
     return session.scalars(chosen).all()
 
 
-def put_subject(session: Session, account: str, tenant: str, name: str, scopes: list[str]) -> None:
-    """Makes or renews the row of an identity provider's subject; two requests may do so at once."""
+def put_subject(session: Session, account: str, tenant: str, name: str) -> None:
+    """Makes the row of an identity provider's subject, or moves it to another tenant; two requests may do so at once."""
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    content = {"tenant": tenant, "name": name, "scopes": scopes}
-    statement = insert(Account).values(id=account, **content)
+    content = {"tenant": tenant, "name": name}
+    statement = insert(Account).values(id=account, scopes=[], created_at=utc_now(), **content)
     session.execute(statement.on_conflict_do_update(index_elements=[Account.id], set_=content))

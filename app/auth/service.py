@@ -96,9 +96,17 @@ def of_key(session: Session, account: str, text: str) -> Account | None:
     return found
 
 
-def of_subject(session: Session, account: str, tenant: str, name: str, scopes: Collection[Scope]) -> Account:
-    """The account of an identity provider's subject, made at its first call: quotas are counted under its row."""
-    repository.put_subject(session, account, tenant, name[:_MAX_NAME], sorted(scopes))
+def subject(session: Session, account: str) -> Account | None:
+    """The account of an identity provider's subject; None before its first call."""
+    return repository.get(session, account)
+
+
+def note_subject(session: Session, account: str, tenant: str, name: str) -> Account:
+    """Makes the account of a subject at its first call, so that there is a row under which its quotas are counted.
+
+    The scopes are the token's, so none are kept.
+    """
+    repository.put_subject(session, account, tenant, name[:_MAX_NAME])
     found = repository.get(session, account)
     assert found is not None
     return found

@@ -1,0 +1,167 @@
+"""From the credentials in a request to the caller; remembered for a few seconds, so that most calls ask no database."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from starlette.concurrency import run_in_threadpool
+
+from app.auth import service
+from app.auth.buckets import Buckets, Level
+from app.auth.callers import LOCAL_CALLER, Caller, Scope
+from app.auth.errors import CredentialsMissing, CredentialsRefused, RateExceeded, TooManyFailures
+from app.auth.keys import PREFIX, account_of
+from app.auth.oidc import Issuer, Subject
+from app.settings import Settings
+from app.store.database import Database
+from app.store.models import Account, utc_now
+from app.store.ownership import Owner
+
+_MOST_REMEMBERED = 10_000
+_BURST_SECONDS = 2.0  # of requests that may come at once
+_LONGEST_TOKEN = 16_384
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Credentials that were good a moment ago."""
+
+    caller: Caller
+    expires_at: datetime | None
+    forget_at: float
+
+
+class Gate:
+    """Knows the callers of one API process."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._issuer = Issuer(settings) if settings.oidc_issuer else None
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._requests = Buckets()
+        self._failures = Buckets()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers without credentials are the local one."""
+        return not self._settings.credentials_required
+
+    async def caller(self, authorization: str | None, peer: str) -> Caller:
+        """Who calls.
+
+        Raises:
+            CredentialsMissing: when nothing says so.
+            CredentialsRefused: when what says so is not good.
+            TooManyFailures: when too much of that came from the address.
+        """
+        token = _bearer(authorization)
+        # Without keys, what isn't one of ours belongs to whatever stands in front of the service.
+        if self.is_open and not (token or "").startswith(PREFIX):
+            return LOCAL_CALLER
+        if token is None:
+            raise CredentialsMissing.told()
+        known = self._remembered(token)
+        if known is None:
+            known = await self._found(token, peer)
+        if known.expires_at is not None and utc_now() >= known.expires_at:
+            raise CredentialsRefused.told()
+        return known.caller
+
+    def spend(self, caller: Caller) -> Level | None:
+        """Counts a request; None for a caller without a limit.
+
+        Raises:
+            RateExceeded: when it came too soon.
+        """
+        rate = caller.requests_per_second
+        if rate is None:
+            return None
+        level = self._requests.take(caller.owner.account, rate, max(1.0, rate * _BURST_SECONDS))
+        if not level.taken:
+            raise RateExceeded.until(level.wait_seconds, rate)
+        return level
+
+    def _remembered(self, token: str) -> _Known | None:
+        known = self._known.get(_fingerprint(token))
+        return known if known is not None and time.monotonic() < known.forget_at else None
+
+    async def _found(self, token: str, peer: str) -> _Known:
+        """Looks the credentials up. Each try costs the address one, which it gets back if they are good."""
+        network, per_minute = _network(peer), self._settings.auth_failures_per_minute
+        level = self._failures.take(network, per_minute / 60, per_minute)
+        if not level.taken:
+            raise TooManyFailures.until(level.wait_seconds)
+        try:
+            known = await self._look_up(token)
+        except CredentialsRefused:
+            raise
+        except BaseException:
+            self._failures.give_back(network)  # not the caller's fault
+            raise
+        self._failures.give_back(network)
+        self._known[_fingerprint(token)] = known
+        while len(self._known) > _MOST_REMEMBERED:
+            self._known.popitem(last=False)
+        return known
+
+    async def _look_up(self, token: str) -> _Known:
+        if not token.startswith(PREFIX) and self._issuer is not None:
+            subject = await self._issuer.subject(token)
+            account = await run_in_threadpool(self._account_of_subject, subject)
+            return self._good(account, subject.scopes, subject.expires_at)
+        account_id = account_of(token)
+        if account_id is None:
+            raise CredentialsRefused.told()
+        found = await run_in_threadpool(self._account_of_key, account_id, token)
+        if found is None:
+            raise CredentialsRefused.told()
+        return self._good(found, frozenset(map(Scope, found.scopes)), found.expires_at)
+
+    def _good(self, account: Account, scopes: frozenset[Scope], expires_at: datetime | None) -> _Known:
+        if not service.is_good(account, utc_now()):
+            raise CredentialsRefused.told()
+        rate = account.requests_per_second
+        caller = Caller(
+            Owner(account.id, account.tenant),
+            scopes,
+            self._settings.requests_per_second if rate is None else rate,
+        )
+        return _Known(caller, expires_at, time.monotonic() + self._settings.key_cache_seconds)
+
+    def _account_of_key(self, account_id: str, token: str) -> Account | None:
+        with self._database.reading() as session:
+            return service.of_key(session, account_id, token)
+
+    def _account_of_subject(self, subject: Subject) -> Account:
+        with self._database.reading() as session:
+            found = service.subject(session, subject.account)
+        if found is not None and found.tenant == subject.tenant:
+            return found
+        with self._database.transaction() as session:
+            return service.note_subject(session, subject.account, subject.tenant, subject.name)
+
+
+def _bearer(authorization: str | None) -> str | None:
+    scheme, _, token = (authorization or "").partition(" ")
+    token = token.strip()
+    return token if scheme.lower() == "bearer" and 0 < len(token) <= _LONGEST_TOKEN else None
+
+
+def _fingerprint(token: str) -> str:
+    """The cache's key: no secret is kept, and how long a look-up takes tells nothing of one."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _network(peer: str) -> str:
+    """The address whose failures are counted together; one IPv6 customer has a whole /64."""
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return peer
+    return str(ip_network((address, 64), strict=False)) if isinstance(address, IPv6Address) else peer
