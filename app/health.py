@@ -76,12 +76,13 @@ def _check_broker(ctx: Context) -> None:
 
 
 def _check_blobs(ctx: Context) -> None:
-    if not os.access(ctx.blobs.incoming, os.W_OK | os.X_OK):
+    if not os.access(ctx.blobs.incoming.folder, os.W_OK | os.X_OK):
         raise _NotReady("the blob folder can't be written")
+    ctx.blobs.storage.check()
 
 
 def _check_disk(ctx: Context) -> None:
-    free, least = ctx.blobs.free_bytes(), ctx.settings.min_free_bytes
+    free, least = ctx.blobs.incoming.free_bytes(), ctx.settings.min_free_bytes
     if free < least:
         raise _NotReady(f"{free} bytes are free and {least} are wanted (COGRAM_MIN_FREE_BYTES)")
 

@@ -26,7 +26,7 @@ from app.fusions.traces import router as traces
 from app.host_check import HostCheck
 from app.request_scope import RequestScope
 from app.settings import Settings
-from app.store.blobs import BlobStore
+from app.store.blobs import open_blobs
 from app.store.database import Database
 from app.uploads.endpoints import router as uploads
 
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     database = Database(chosen.resolved_database_url)
     app.state.context = Context(
-        chosen, database, BlobStore(chosen.blob_dir), Bell(database, poll_seconds=chosen.poll_seconds)
+        chosen, database, open_blobs(chosen, database), Bell(database, poll_seconds=chosen.poll_seconds)
     )
     app.state.trace_readers = TraceReaders()
     v1 = APIRouter(prefix="/v1")

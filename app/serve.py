@@ -21,7 +21,7 @@ from app.children import Child, Program, stop_together
 from app.embedded_broker import EmbeddedBroker
 from app.listening import CannotServe, check_access, listen
 from app.settings import Settings
-from app.store.blobs import BlobStore
+from app.store.blobs import Incoming
 from app.store.migrate import migrate
 
 _QUEUES = "fusion.cpu,fusion.cuda,io"
@@ -96,7 +96,7 @@ class _Supervisor:
         self._wait(stop, self._broker_children, lambda: _answers(lambda: ping(self._broker_url)))
         if stop.asked:
             return
-        BlobStore(self._settings.blob_dir).sweep_incoming()  # the folder's lock is ours, so nobody writes
+        Incoming(self._settings.incoming_dir).sweep()  # the folder's lock is ours, so nobody writes
         migrate(self._settings.resolved_database_url)
         self._api.start()  # alone first: the worker loads torch, and would take the processor from it
         self._wait(stop, [*self._broker_children, self._api], lambda: _answers(self._ask_api))

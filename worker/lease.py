@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.store import jobs
-from app.store.blobs import BlobStore
+from app.store.blobs import BlobCollected, BlobStore
 from app.store.database import Database
 from app.store.ids import FusionId
 from cogram_core.determinism import resolve_device, resolve_threads
@@ -26,7 +26,7 @@ from cogram_core.observer import StageInfo
 from cogram_core.recipe import Recipe
 from worker.keeper import Keeper, Stop
 from worker.reaper import sweep_fusion
-from worker.results import as_json, store_output
+from worker.results import as_json, place_output, sync_output
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ log = structlog.get_logger("worker.lease")
 _RETRY_SECONDS = 0.5
 _OUTAGE_SECONDS = 1.0  # before a job goes back because of the database, so that an outage makes no whirl of attempts
 
+T = TypeVar("T")
 Ending = Callable[[Session, jobs.Claim], bool]
 
 
@@ -68,8 +69,7 @@ class Job:
     def inputs(self) -> dict[str, Path]:
         """Where each checkpoint and dataset of the recipe lies; laid out when first asked for."""
         self._workspace.create()
-        with self._store.database.reading() as session:
-            return self._workspace.lay_out(session, self._store.blobs, self.recipe.references())
+        return self._workspace.lay_out(self._store.database, self._store.blobs, self.recipe.references())
 
     @property
     def earlier(self) -> list[Path]:
@@ -78,8 +78,21 @@ class Job:
 
     def finish(self, result: Fusion) -> None:
         """The core is done: its output becomes blobs, and a result once the job closes with the lease still held."""
-        artifacts = store_output(self.output, self._store.blobs)
+        contents = sync_output(self.output)
+        announced = self._patiently(lambda: self._store.blobs.announce(contents.values()))
+        artifacts = place_output(self.output, dict(zip(contents, announced, strict=True)), self._store.blobs)
         self.ending = partial(jobs.finish_succeeded, verdict=as_json(result.verdict), artifacts=artifacts)
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """A database out of reach is asked again for as long as the lease may still hold."""
+        while True:
+            try:
+                return step()
+            except SQLAlchemyError as error:
+                if not _is_outage(error) or time.monotonic() > self._keeper.deadline:
+                    raise
+                log.warning("result not announced yet", error=str(error))
+                time.sleep(_RETRY_SECONDS)
 
     def stage_started(self, stage: StageInfo) -> None:
         """A stage begins."""
@@ -164,6 +177,9 @@ class Ledger:
                 keeper.write_events()
                 with self._store.database.transaction() as session:
                     closed = ending(session, claim) or jobs.finish_cancelled(session, claim)
+            except BlobCollected:  # it took too long to store; the next attempt goes on from the journal
+                log.warning("the result was collected before it was recorded")
+                ending = partial(jobs.release, seen="its result took too long to store")
             except SQLAlchemyError as error:
                 log.warning("fusion not closed yet", error=str(error))
                 if time.monotonic() > keeper.deadline:

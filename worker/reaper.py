@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.store import jobs
-from app.store.blobs import BlobStore
+from app.store.blobs import Incoming
 from app.store.database import Database
 from app.store.models import Fusion
 from app.store.states import FINAL, FusionState
@@ -29,8 +29,8 @@ def reap(database: Database, settings: Settings) -> None:
     for fusion_id in lost:
         log.warning("lease ran out", fusion_id=fusion_id)
     sweep(database, settings.work_dir)
-    if settings.blob_dir.is_dir():
-        BlobStore(settings.blob_dir).sweep_incoming(_ABANDONED)
+    if settings.incoming_dir.is_dir():
+        Incoming(settings.incoming_dir).sweep(_ABANDONED)
 
 
 def sweep(database: Database, work_dir: Path) -> None:

@@ -5,25 +5,36 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.store.blobs import BlobStore
+from app.store.blobs import AnnouncedBlob, BlobStore, StoredBlob
 from app.store.jobs import ArtifactFile
 from cogram_core.errors import OutputError
 
 
-def store_output(output: Path, blobs: BlobStore) -> list[ArtifactFile]:
-    """Moves every file of the folder into the blob store, without copying; each is on disk before it has its name.
+def sync_output(output: Path) -> dict[Path, StoredBlob]:
+    """What every file of the folder is as a blob; each is on disk before it may get that name.
 
     Raises:
         OutputError: when the disk refuses, because it is full, say.
     """
-    files = sorted(path for path in output.rglob("*") if path.is_file())
-    try:
-        return [_store(path, path.relative_to(output).as_posix(), blobs) for path in files]
-    except OSError as error:
-        raise OutputError(f"the result can't be stored: {error.strerror}; check the service's disk") from error
+    with _disk_told():
+        return {path: _synced(path) for path in sorted(output.rglob("*")) if path.is_file()}
+
+
+def place_output(output: Path, files: Mapping[Path, AnnouncedBlob], blobs: BlobStore) -> list[ArtifactFile]:
+    """Moves the files out of the folder into the blob store; on the same disk, without copying.
+
+    Raises:
+        OutputError: when the disk refuses.
+    """
+    with _disk_told():
+        for path, blob in files.items():
+            blobs.place(path, blob)
+    return [ArtifactFile(path.relative_to(output).as_posix(), blob) for path, blob in files.items()]
 
 
 def as_json(value: Any) -> Any:
@@ -35,10 +46,17 @@ def as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _store(path: Path, name: str, blobs: BlobStore) -> ArtifactFile:
+@contextmanager
+def _disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"the result can't be stored: {error.strerror}; check the service's disk") from error
+
+
+def _synced(path: Path) -> StoredBlob:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
-    blobs.place(path, digest)
-    return ArtifactFile(name, digest, size)
+    return StoredBlob(digest, size)

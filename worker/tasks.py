@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from app.settings import Settings
-from app.store.blobs import BlobStore
+from app.store.blobs import open_blobs
 from app.store.database import Database
 from app.store.ids import FusionId
 from cogram_core.pipeline import fuse
@@ -32,8 +32,8 @@ def run(ledger: Ledger, fusion_id: FusionId) -> None:
 def _ledger() -> Ledger:
     """Opened in the child: the parent never has the database open when it forks."""
     settings = Settings()
-    store = Store(Database(settings.resolved_database_url), BlobStore(settings.blob_dir))
-    return Ledger(store, settings, WORKER, STOPPING.is_set)
+    database = Database(settings.resolved_database_url)
+    return Ledger(Store(database, open_blobs(settings, database)), settings, WORKER, STOPPING.is_set)
 
 
 app.task(run_fusion, name=RUN_FUSION)

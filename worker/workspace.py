@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from sqlalchemy.orm import Session
 
-from app.store.blobs import BlobStore
+from app.store.blobs import BlobStore, Storage, StoredBlob
+from app.store.database import Database
 from app.store.models import Checkpoint, Dataset
 from cogram_core.errors import InvalidInput, Problem
 from cogram_core.recipe import Reference
@@ -53,22 +54,23 @@ class Workspace:
             if _size(journal) <= _size(self.journal):
                 shutil.rmtree(journal.parent, ignore_errors=True)
 
-    def lay_out(self, session: Session, blobs: BlobStore, references: Iterable[Reference]) -> dict[str, Path]:
-        """Links every file that the recipe refers to below ``inputs/``, and tells where each reference is.
+    def lay_out(self, database: Database, blobs: BlobStore, references: Iterable[Reference]) -> dict[str, Path]:
+        """Lays every file that the recipe refers to below ``inputs/``, and tells where each reference is.
 
         Raises ``InvalidInput`` with every reference that is not in the store: a path of the machine is never opened.
         """
         found: dict[str, Path] = {}
         problems: list[Problem] = []
-        for reference in references:
-            files = _stored_files(session, reference)
-            missing = [path for path, digest in files.items() if not blobs.path(digest).is_file()]
+        with database.reading() as session:
+            contents = [(reference, _stored_files(session, reference)) for reference in references]
+        for reference, files in contents:
+            missing = [path for path, blob in files.items() if not blobs.storage.has(blob)]
             if missing or not files:
                 problems.append(_missing(reference, missing))
                 continue
             folder = self.path / "inputs" / reference.value
-            for path, digest in files.items():
-                _link(folder, path, blobs.path(digest))
+            for path, blob in files.items():
+                _lay(folder, path, blob, blobs.storage)
             found[reference.value] = folder / next(iter(files)) if reference.kind == "dataset" else folder
         if problems:
             raise InvalidInput(problems)
@@ -111,22 +113,21 @@ def remove_if_empty(folder: Path) -> None:
         return
 
 
-def _stored_files(session: Session, reference: Reference) -> dict[str, str]:
+def _stored_files(session: Session, reference: Reference) -> dict[str, StoredBlob]:
     if reference.kind == "checkpoint":
         checkpoint = session.get(Checkpoint, reference.value)
-        return {} if checkpoint is None else {file.path: file.digest for file in checkpoint.files}
+        return {} if checkpoint is None else {f.path: StoredBlob(f.digest, f.size) for f in checkpoint.files}
     dataset = session.get(Dataset, reference.value)
-    return {} if dataset is None else {dataset.path: dataset.digest}
+    return {} if dataset is None else {dataset.path: StoredBlob(dataset.digest, dataset.size)}
 
 
-def _link(folder: Path, path: str, blob: Path) -> None:
+def _lay(folder: Path, path: str, blob: StoredBlob, storage: Storage) -> None:
     inside = PurePosixPath(path)
     if inside.is_absolute() or ".." in inside.parts:
         raise InvalidInput.single(path, "path.outside", "The stored path leaves its checkpoint.")
-    link = folder / inside
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():  # one checkpoint may be referred to more than once
-        link.symlink_to(blob)
+    target = folder / inside
+    target.parent.mkdir(parents=True, exist_ok=True)
+    storage.lay(blob, target)
 
 
 def _missing(reference: Reference, files: list[str]) -> Problem:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from sqlalchemy.orm import Session
 
 from app.checkpoints import repository
 from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesChanged, FilesMissing, PathsConflict
 from app.checkpoints.schemas import CheckpointIn
-from app.store.blobs import BlobStore
+from app.store.blobs import BlobStore, StoredBlob
 from app.store.ids import new_checkpoint_id
 from app.store.models import Checkpoint, CheckpointFile, UploadedFile
 from app.store.ownership import Owner
@@ -70,7 +70,8 @@ def _check_folders(paths: Sequence[str]) -> None:
 
 def examine(candidate: Candidate, blobs: BlobStore) -> CheckpointSummary:
     """Reads the headers; raises the core's CheckpointError with all that is wrong."""
-    return summarise_checkpoint({file.path: blobs.path(file.digest) for file in candidate.files})
+    with blobs.storage.headers(contents(candidate.files)) as paths:
+        return summarise_checkpoint(paths)
 
 
 def create(session: Session, owner: Owner, candidate: Candidate, summary: CheckpointSummary) -> Checkpoint:
@@ -105,9 +106,9 @@ def combined_digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def locate(checkpoint: Checkpoint, blobs: BlobStore) -> Mapping[str, Path]:
-    """Where the checkpoint's files lie."""
-    return {file.path: blobs.path(file.digest) for file in checkpoint.files}
+def contents(files: Iterable[UploadedFile | CheckpointFile]) -> dict[str, StoredBlob]:
+    """The blob of each file, by the file's path in the checkpoint."""
+    return {file.path: StoredBlob(file.digest, file.size) for file in files}
 
 
 def get(session: Session, tenant: str, checkpoint_id: str) -> Checkpoint:
@@ -122,7 +123,8 @@ def page(session: Session, tenant: str, name: str | None, before: str | None, li
 
 def tensors(checkpoint: Checkpoint, blobs: BlobStore, start: int, limit: int) -> Sequence[tuple[TensorSpec, str]]:
     """Tensors by name from place ``start``, each with the path of its file in the checkpoint."""
-    header = summarise_checkpoint(locate(checkpoint, blobs)).header
+    with blobs.storage.headers(contents(checkpoint.files)) as located:
+        header = summarise_checkpoint(located).header
     paths = {file.path: file.name for file in header.files}
     return [(spec, paths[spec.file]) for spec in list(header.tensors.values())[start : start + limit]]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from app.datasets import repository
 from app.datasets.errors import DatasetInUse, DatasetNotFound, FileChanged, FileMissing
 from app.datasets.schemas import DatasetIn
-from app.store.blobs import BlobStore
+from app.store.blobs import BlobStore, StoredBlob
 from app.store.ids import new_dataset_id
 from app.store.models import Dataset, UploadedFile
 from app.store.ownership import Owner
@@ -33,7 +34,11 @@ def gather(session: Session, tenant: str, wanted: DatasetIn) -> UploadedFile:
 
 def examine(file: UploadedFile, blobs: BlobStore) -> DatasetFacts:
     """Reads what the dataset holds; raises the core's error with all that is wrong, under the file's own path."""
-    path = blobs.path(file.digest)
+    with blobs.storage.whole(StoredBlob(file.digest, file.size)) as path:
+        return _facts(path, file)
+
+
+def _facts(path: Path, file: UploadedFile) -> DatasetFacts:
     try:
         return read_dataset_facts(path)
     except InvalidInput as error:

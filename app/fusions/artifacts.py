@@ -14,6 +14,7 @@ from app.errors import declared
 from app.fusions import service
 from app.fusions.downloads import blob_response
 from app.fusions.schemas import ArtifactList, ArtifactOut
+from app.store.blobs import StoredBlob
 
 router = APIRouter(prefix="/fusions", tags=["artifacts"])
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -42,7 +43,7 @@ def download_artifact(fusion_id: str, path: str, request: Request, caller: Reade
     """One file, or a part of it (Range, If-Range, If-None-Match)."""
     with ctx.database.reading() as session:
         file = service.artifact(session, caller.tenant, fusion_id, path)
-    return blob_response(request, ctx.blobs.path(file.digest), file.path, file.digest, file.size)
+    return blob_response(request, ctx.blobs.storage, file.path, StoredBlob(file.digest, file.size))
 
 
 @router.head("/{fusion_id}/artifacts/{path:path}", responses=_ANSWERS, response_class=Response)

@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.checkpoints import repository as checkpoints
-from app.checkpoints.service import locate
+from app.checkpoints.service import contents
 from app.datasets import repository as datasets
 from app.store.blobs import BlobStore
 from app.store.models import Checkpoint, Dataset
 from cogram_core.errors import Problem, RecipeError
-from cogram_core.preflight import DatasetFacts, Estimates, preflight, summarise_checkpoint
+from cogram_core.preflight import CheckpointSummary, DatasetFacts, Estimates, preflight, summarise_checkpoint
 from cogram_core.recipe import Recipe, Reference
 
 
@@ -55,10 +55,15 @@ def compare(checked: Checked, blobs: BlobStore) -> Checked:
     """Adds what headers alone can tell: mismatches between the checkpoints and the data, and estimates."""
     if checked.recipe is None or checked.problems:
         return checked
-    summaries = {key: summarise_checkpoint(locate(row, blobs)) for key, row in checked.checkpoints.items()}
+    summaries = {key: _summary(row, blobs) for key, row in checked.checkpoints.items()}
     facts = {key: _facts(row) for key, row in checked.datasets.items()}
     result = preflight(checked.recipe, summaries, facts)
     return replace(checked, problems=result.problems, estimates=result.estimates)
+
+
+def _summary(row: Checkpoint, blobs: BlobStore) -> CheckpointSummary:
+    with blobs.storage.headers(contents(row.files)) as paths:
+        return summarise_checkpoint(paths)
 
 
 def _find(session: Session, tenant: str, reference: Reference) -> Checkpoint | Dataset | None:

@@ -1,17 +1,15 @@
-"""One blob as an answer: entity tag, ranges, digests; streamed in pieces that a thread reads."""
+"""One blob as an answer: entity tag, ranges, digests; streamed in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import quote
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.fusions.preconditions import chosen_range, none_match
-from app.store.blobs import CHUNK
+from app.store.blobs import Storage, StoredBlob
 from app.uploads.digests import repr_digest
 
 _MEDIA_TYPES = {
@@ -23,13 +21,13 @@ _MEDIA_TYPES = {
 }
 
 
-def blob_response(request: Request, file: Path, path: str, digest: str, size: int) -> Response:
+def blob_response(request: Request, storage: Storage, path: str, blob: StoredBlob) -> Response:
     """The file, a part of it, or 304, as the request's headers ask."""
-    tag = f'"{digest}"'
+    size, tag = blob.size, f'"{blob.digest}"'
     headers = {
         "ETag": tag,
         "Accept-Ranges": "bytes",
-        "Repr-Digest": repr_digest(digest),
+        "Repr-Digest": repr_digest(blob.digest),
         "Cache-Control": "private, no-cache",
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(PurePosixPath(path).name)}",
         "X-Content-Type-Options": "nosniff",
@@ -45,15 +43,4 @@ def blob_response(request: Request, file: Path, path: str, digest: str, size: in
     status = 206 if part else 200
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    return StreamingResponse(_pieces(file, begin, end), status, headers, media_type)
-
-
-async def _pieces(file: Path, begin: int, end: int) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(file, "rb", buffering=0) as opened:
-        await opened.seek(begin)
-        while begin < end:
-            piece = await opened.read(min(CHUNK, end - begin))
-            if not piece:
-                raise OSError(f"{file} is shorter than it was when it was stored")
-            begin += len(piece)
-            yield piece
+    return StreamingResponse(storage.stream(blob, begin, end), status, headers, media_type)

@@ -36,13 +36,28 @@ class TraceReaders:
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._ending: set[asyncio.Task[Any]] = set()
 
-    async def read(self, query: TraceQuery, request: Request) -> TraceReading:
+    async def read(self, query: TraceQuery, request: Request, done: Callable[[], None]) -> TraceReading:
         """A reader that has begun to answer; ``request`` tells when nobody waits for it any more.
+
+        ``done`` is called once the trace is read no longer, however that came.
 
         Raises:
             TracesBusy: when no slot became free.
             TraceUnreadable: when the reader ended before its first line.
         """
+        try:
+            reading = await self._begin(query, done)
+        except BaseException:
+            done()
+            raise
+        try:
+            await _unless_gone(reading, request)
+        except BaseException:
+            self.end(reading)
+            raise
+        return reading
+
+    async def _begin(self, query: TraceQuery, done: Callable[[], None]) -> TraceReading:
         try:
             async with asyncio.timeout(_QUEUE_SECONDS):
                 await self._slots.acquire()
@@ -55,13 +70,12 @@ class TraceReaders:
         except BaseException:
             self._slots.release()
             raise
-        reading = TraceReading(process, self._slots.release)
-        try:
-            await _unless_gone(reading, request)
-        except BaseException:
-            self.end(reading)
-            raise
-        return reading
+
+        def end() -> None:
+            self._slots.release()
+            done()
+
+        return TraceReading(process, end)
 
     def end(self, reading: TraceReading) -> None:
         """Ends the reader if it still runs; what it had written is read away, so that its pipes close."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -17,10 +18,10 @@ from app.errors import declared
 from app.fusions import service
 from app.fusions.downloads import blob_response
 from app.fusions.schemas import LayerSummary, SourceShare, TraceSummary
-from app.fusions.trace_process import ReadingResponse, TraceReaders
+from app.fusions.trace_process import ReadingResponse, TraceReaders, TraceReading
 from app.fusions.trace_query import Filters, TraceQuery
 from app.paging import PageToken, decode_number, encode_token
-from app.store.models import Artifact
+from app.store.blobs import StoredBlob
 
 
 def _readers(request: Request) -> TraceReaders:
@@ -57,13 +58,17 @@ async def get_trace(
     Accept: application/vnd.apache.parquet gives one Parquet file instead of lines of JSON.
     """
     filters = Filters(layer, kind, action)
-    file, path = await run_in_threadpool(_trace_of, ctx, caller.tenant, fusion_id)
-    if PARQUET in request.headers.get("Accept", ""):
-        if not filters:
-            return blob_response(request, path, file.path, file.digest, file.size)
-        return await _stream(request, readers, TraceQuery(str(path), "parquet", filters), PARQUET)
-    query = TraceQuery(str(path), "lines", filters, decode_number(page_token), limit)
-    return await _stream(request, readers, query, NDJSON)
+    first = decode_number(page_token)
+    blob = await run_in_threadpool(_trace_of, ctx, caller.tenant, fusion_id)
+    if PARQUET not in request.headers.get("Accept", ""):
+        reading = await _read(
+            ctx, blob, request, readers, lambda path: TraceQuery(path, "lines", filters, first, limit)
+        )
+        return _answer(request, readers, reading, NDJSON)
+    if not filters:
+        return blob_response(request, ctx.blobs.storage, service.TRACE_PATH, blob)
+    reading = await _read(ctx, blob, request, readers, lambda path: TraceQuery(path, "parquet", filters))
+    return _answer(request, readers, reading, PARQUET)
 
 
 @router.get("/{fusion_id}/trace/summary", responses=declared(404, 409, 503))
@@ -71,9 +76,9 @@ async def get_trace_summary(
     fusion_id: str, request: Request, caller: Reader, ctx: Ctx, readers: Readers
 ) -> TraceSummary:
     """What happened to each layer: visits, accepted, rolled back, shares of the sources, loss gained."""
-    _, path = await run_in_threadpool(_trace_of, ctx, caller.tenant, fusion_id)
+    blob = await run_in_threadpool(_trace_of, ctx, caller.tenant, fusion_id)
     names = await run_in_threadpool(_source_names, ctx, caller.tenant, fusion_id)
-    reading = await readers.read(TraceQuery(str(path), "summary"), request)
+    reading = await _read(ctx, blob, request, readers, lambda path: TraceQuery(path, "summary"))
     try:
         layers = json.loads(await reading.whole())
     finally:
@@ -81,17 +86,25 @@ async def get_trace_summary(
     return TraceSummary(layers=[_layer(found, names) for found in layers])
 
 
-async def _stream(request: Request, readers: TraceReaders, query: TraceQuery, media_type: str) -> Response:
-    reading = await readers.read(query, request)
+async def _read(
+    ctx: Context, blob: StoredBlob, request: Request, readers: TraceReaders, query: Callable[[str], TraceQuery]
+) -> TraceReading:
+    """A reading of the trace, which stays where the reader finds it until the reading ends."""
+    held = ExitStack()
+    path = await run_in_threadpool(held.enter_context, ctx.blobs.storage.whole(blob))
+    return await readers.read(query(str(path)), request, held.close)
+
+
+def _answer(request: Request, readers: TraceReaders, reading: TraceReading, media_type: str) -> Response:
     following = reading.following
     headers = {} if following is None else {"Link": f'<{_next_link(request, following)}>; rel="next"'}
     return ReadingResponse(readers, reading, media_type, headers)
 
 
-def _trace_of(ctx: Context, tenant: str, fusion_id: str) -> tuple[Artifact, Path]:
+def _trace_of(ctx: Context, tenant: str, fusion_id: str) -> StoredBlob:
     with ctx.database.reading() as session:
         file = service.artifact(session, tenant, fusion_id, service.TRACE_PATH)
-    return file, ctx.blobs.path(file.digest)
+    return StoredBlob(file.digest, file.size)
 
 
 def _source_names(ctx: Context, tenant: str, fusion_id: str) -> list[str]:

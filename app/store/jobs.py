@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Row, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.store import outbox
-from app.store.blobs import StoredBlob, record_blob
+from app.store.blobs import AnnouncedBlob, record_blob
 from app.store.clock import database_now
 from app.store.events import EventType, append
 from app.store.ids import FusionId, new_fusion_id
@@ -37,11 +37,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """A stored file that becomes an artifact: its path in the output folder, its sha256 in hex, its size."""
+    """A placed blob that becomes an artifact, and its path in the output folder."""
 
     path: str
-    digest: str
-    size: int
+    blob: AnnouncedBlob
 
 
 def queue_of(recipe: Mapping[str, Any]) -> str:
@@ -133,10 +132,11 @@ def finish_succeeded(session: Session, held: Claim, verdict: dict[str, Any], art
     """Publishes the result; False, and nothing published, if the lease is lost or a cancel came first."""
     if not _end(session, held.fusion_id, held.attempt, FusionState.SUCCEEDED, verdict=verdict):
         return False
-    for file in artifacts:
-        record_blob(session, StoredBlob(file.digest, file.size))
+    for blob in sorted({file.blob for file in artifacts}, key=lambda blob: blob.digest):  # the order of announcements
+        record_blob(session, blob)
     session.add_all(
-        Artifact(fusion_id=held.fusion_id, path=file.path, digest=file.digest, size=file.size) for file in artifacts
+        Artifact(fusion_id=held.fusion_id, path=file.path, digest=file.blob.digest, size=file.blob.size)
+        for file in artifacts
     )
     return True
 

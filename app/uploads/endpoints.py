@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from app.auth import Uploader
 from app.context import Context, Ctx
 from app.errors import declared
-from app.store.blobs import StoredBlob
+from app.store.blobs import AnnouncedBlob
 from app.store.ownership import Owner
 from app.uploads import service
 from app.uploads.digests import repr_digest
@@ -16,7 +16,7 @@ from app.uploads.schemas import UploadedFileOut
 
 router = APIRouter(tags=["uploads"])
 _RAW_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
-_ANSWERS = declared(400, 413, 415, 507)
+_ANSWERS = declared(400, 413, 415, 503, 507)
 
 
 @router.put("/checkpoints/{name}/files/{path:path}", status_code=201, responses=_ANSWERS, openapi_extra=_RAW_BODY)
@@ -46,6 +46,6 @@ async def _put(
     return UploadedFileOut(path=path, size=stored.size, sha256=stored.digest)
 
 
-def _note(ctx: Context, owner: Owner, kind: service.Kind, name: str, path: str, stored: StoredBlob) -> None:
+def _note(ctx: Context, owner: Owner, kind: service.Kind, name: str, path: str, stored: AnnouncedBlob) -> None:
     with ctx.database.transaction() as session:
         service.note(session, owner, kind, name, path, stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.errors import BadRequest, InsufficientStorage, TooLarge, Unprocessable, UnsupportedMedia
+from app.errors import BadRequest, InsufficientStorage, TooLarge, Unavailable, Unprocessable, UnsupportedMedia
 
 
 class UnusablePath(Unprocessable):
@@ -51,3 +51,9 @@ class DiskFull(InsufficientStorage):
     """The disk has no room for the file."""
 
     code, title = "upload.disk_full", "Insufficient storage"
+
+
+class StoringTookTooLong(Unavailable):
+    """The collector came between the storing of the bytes and their entry."""
+
+    code, title = "upload.collected", "Stored too slowly"

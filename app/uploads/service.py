@@ -12,11 +12,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from app.store.blobs import CHUNK, BlobStore, BlobWriter, StoredBlob, record_blob
+from app.store.blobs import CHUNK, AnnouncedBlob, BlobCollected, BlobStore, BlobWriter, record_blob
 from app.store.ownership import Owner
 from app.uploads import repository
 from app.uploads.digests import expected_digests
-from app.uploads.errors import DigestMismatch, DiskFull, NotARawBody, Truncated, UploadTooLarge
+from app.uploads.errors import DigestMismatch, DiskFull, NotARawBody, StoringTookTooLong, Truncated, UploadTooLarge
 from app.uploads.names import check_name, check_path
 
 Kind = Literal["checkpoint", "dataset"]
@@ -37,7 +37,7 @@ def check_request(name: str, path: str, headers: Headers, limit: int) -> None:
         raise _too_large(limit)
 
 
-async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers, limit: int) -> StoredBlob:
+async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers, limit: int) -> AnnouncedBlob:
     """Stores the body as a blob, if it is complete and is what it was announced to be; else nothing remains."""
     with _full_disk_told():
         writer = await run_in_threadpool(blobs.writer)
@@ -52,9 +52,14 @@ async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers
             writer.discard()
 
 
-def note(session: Session, owner: Owner, kind: Kind, name: str, path: str, stored: StoredBlob) -> None:
+def note(session: Session, owner: Owner, kind: Kind, name: str, path: str, stored: AnnouncedBlob) -> None:
     """Puts the blob under its name and path; what was there before is replaced."""
-    record_blob(session, stored)
+    try:
+        record_blob(session, stored)
+    except BlobCollected as error:
+        raise StoringTookTooLong(
+            "The bytes took so long to store that they were cleared away; send them again."
+        ) from error
     repository.put(session, owner, kind, name, path, stored)
 
 

@@ -132,7 +132,7 @@ def _emptied(service: Service) -> Service:
     with service.context.database.transaction() as session:
         for table in reversed(Base.metadata.sorted_tables):
             session.execute(table.delete())
-    shutil.rmtree(service.context.blobs.root / "sha256", ignore_errors=True)
+    shutil.rmtree(service.context.settings.blob_dir / "sha256", ignore_errors=True)
     for leftover in service.incoming():
         leftover.unlink()
     return service

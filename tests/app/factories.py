@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from app.context import Context
 from app.store import jobs
+from app.store.blobs import LocalStorage
 from cogram_core.trace import SCHEMA
 
 Shape = tuple[int, ...]
@@ -33,11 +34,17 @@ class Service:
 
     def blobs(self) -> list[str]:
         """Digests of all blobs on disk."""
-        return sorted(path.name for path in (self.context.blobs.root / "sha256").glob("*/*"))
+        return sorted(path.name for path in (self.context.settings.blob_dir / "sha256").glob("*/*"))
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob lies."""
+        storage = self.context.blobs.storage
+        assert isinstance(storage, LocalStorage)
+        return storage.path(digest)
 
     def incoming(self) -> list[Path]:
         """Uploads under way, or left behind."""
-        return list(self.context.blobs.incoming.iterdir())
+        return list(self.context.blobs.incoming.folder.iterdir())
 
     def raw(self, method: str, target: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
         """A request whose target goes out as it is written here; status and document of the answer."""
@@ -104,8 +111,7 @@ class Service:
         for path, content in files.items():
             writer = self.context.blobs.writer()
             writer.write(content)
-            stored = writer.publish()
-            artifacts.append(jobs.ArtifactFile(path, stored.digest, stored.size))
+            artifacts.append(jobs.ArtifactFile(path, writer.publish()))
         with self.context.database.transaction() as session:
             assert jobs.finish_succeeded(session, claim, {"written": "cogram"}, artifacts)
 

@@ -70,7 +70,7 @@ def test_a_damaged_header_is_refused_with_every_problem_and_nothing_is_made(serv
     assert (answer.status_code, problem["code"]) == (422, "checkpoint.invalid")
     assert len(problem["errors"]) >= 2
     assert all(error["location"].startswith("model.safetensors") for error in problem["errors"])
-    assert str(service.context.blobs.root) not in answer.text
+    assert str(service.context.settings.blob_dir) not in answer.text
     assert _count(service) == 0
 
 

@@ -70,7 +70,7 @@ def test_artifacts_are_downloaded_and_checked(service: Service, client: Client, 
 def test_a_damaged_download_is_not_kept(service: Service, client: Client, tmp_path: Path) -> None:
     fusion_id = service.fusion()
     service.succeed(fusion_id, {"model.safetensors": b"hello"})
-    blob = service.context.blobs.path(hashlib.sha256(b"hello").hexdigest())
+    blob = service.blob(hashlib.sha256(b"hello").hexdigest())
     blob.chmod(0o644)
     blob.write_bytes(b"jello")
     with pytest.raises(DamagedDownload, match=r"model\.safetensors"):

@@ -18,7 +18,7 @@ from typing import IO
 import httpx
 import pytest
 
-from app.store import blobs
+from app.store.blobs import incoming
 from app.store.models import Blob, UploadedFile
 from tests.app.factories import Service, sha256
 
@@ -51,7 +51,7 @@ def test_an_upload_is_stored_under_its_digest(service: Service, kind: str) -> No
     assert answer.status_code == 201
     assert answer.json() == {"path": "sub/model.safetensors", "size": len(content), "sha256": sha256(content)}
     assert answer.headers["Repr-Digest"] == f"sha-256=:{_b64(content)}:"
-    assert service.context.blobs.path(sha256(content)).read_bytes() == content
+    assert service.blob(sha256(content)).read_bytes() == content
     assert not service.incoming()
 
 
@@ -217,7 +217,7 @@ def test_uploads_to_one_path_at_once_leave_one_whole_file(service: Service) -> N
     assert answers == [201] * 8
     with service.context.database.reading() as session:
         file = session.query(UploadedFile).one()
-    assert service.context.blobs.path(file.digest).read_bytes() in contents
+    assert service.blob(file.digest).read_bytes() in contents
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(descriptor)
         return Path("/dev/full").open(mode, buffering)
 
-    monkeypatch.setattr(blobs, "os", SimpleNamespace(**{**vars(os), "fdopen": opened}))
+    monkeypatch.setattr(incoming, "os", SimpleNamespace(**{**vars(os), "fdopen": opened}))
 
 
 @pytest.mark.parametrize("disk", ["no_large_files", "full_disk"])

@@ -12,6 +12,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from app.store import jobs, outbox
+from app.store.blobs import AnnouncedBlob, StoredBlob, announce
 from app.store.database import Database
 from app.store.events import EventType, events_after
 from app.store.models import Fusion
@@ -92,16 +93,23 @@ def test_a_live_lease_keeps_others_out_and_an_expired_one_lets_the_next_in(datab
     assert second.attempt == 2
 
 
+def _announced(database: Database) -> AnnouncedBlob:
+    with database.transaction() as session:
+        (blob,) = announce(session, [StoredBlob(DIGEST, 5)])
+    return blob
+
+
 def test_a_worker_that_lost_its_lease_can_write_nothing(database: Database) -> None:
     old = running(database, lease=EXPIRED)
     new = claimed(database, old.fusion_id, "host:2")
     assert new is not None
+    blob = _announced(database)
     before = _events(database, old.fusion_id)
     with database.transaction() as session:
         assert jobs.standing(session, old) is None
         assert not jobs.heartbeat(session, old, LONG)
         assert not jobs.report(session, old, {"done": 9}, [(EventType.PROGRESS, {})])
-        assert not jobs.finish_succeeded(session, old, {}, [jobs.ArtifactFile("old", DIGEST, 1)])
+        assert not jobs.finish_succeeded(session, old, {}, [jobs.ArtifactFile("old", blob)])
         assert not jobs.finish_failed(session, old, ERROR)
         assert not jobs.finish_cancelled(session, old)
         assert not jobs.release(session, old, "stopped")
@@ -110,7 +118,7 @@ def test_a_worker_that_lost_its_lease_can_write_nothing(database: Database) -> N
     fusion = row(database, old.fusion_id)
     assert (fusion.state, fusion.attempt, fusion.worker) == (FusionState.RUNNING, 2, "host:2")
     with database.transaction() as session:
-        assert jobs.finish_succeeded(session, new, {}, [jobs.ArtifactFile("new", DIGEST, 1)])
+        assert jobs.finish_succeeded(session, new, {}, [jobs.ArtifactFile("new", blob)])
     assert [artifact.path for artifact in row(database, old.fusion_id).artifacts] == ["new"]
 
 
@@ -188,7 +196,8 @@ def test_the_parent_of_a_dead_process_gives_its_job_back_at_once(database: Datab
 
 
 def test_success_records_artifacts_and_two_results_may_share_their_bytes(database: Database) -> None:
-    files = [jobs.ArtifactFile("model.safetensors", DIGEST, 5), jobs.ArtifactFile("copy.safetensors", DIGEST, 5)]
+    blob = _announced(database)
+    files = [jobs.ArtifactFile("model.safetensors", blob), jobs.ArtifactFile("copy.safetensors", blob)]
     for _ in range(2):
         claim = running(database)
         with database.transaction() as session:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from app.settings import Settings
 from app.store import jobs
-from app.store.blobs import BlobStore, record_blob
+from app.store.blobs import BlobStore, LocalStorage, open_blobs, record_blob
 from app.store.database import Database
 from app.store.events import EventType, events_after
 from app.store.ids import FusionId, new_checkpoint_id, new_dataset_id
@@ -43,7 +43,11 @@ class Rig:
 
     @property
     def blobs(self) -> BlobStore:
-        return BlobStore(self.settings.blob_dir)
+        return open_blobs(self.settings, self.database)
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob lies."""
+        return LocalStorage(self.settings.blob_dir).path(digest)
 
     def worker(self) -> subprocess.Popen[bytes]:
         return self._start("worker", "-m", "worker", "--queues", "fusion.cpu", "--loglevel", "info")

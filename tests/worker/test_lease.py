@@ -72,7 +72,7 @@ def test_a_finished_attempt_leaves_artifacts_a_verdict_and_no_folder(each_rig: R
     fusion = each_rig.row(fusion_id)
     assert fusion.state is FusionState.SUCCEEDED
     assert fusion.verdict == {"fused_beats_all_sources": True, "loss": None}
-    assert {file.path: each_rig.blobs.path(file.digest).read_text() for file in fusion.artifacts} == {
+    assert {file.path: each_rig.blob(file.digest).read_text() for file in fusion.artifacts} == {
         "deep/report.json": "{}",
         "model.safetensors": "fused",
     }
@@ -111,7 +111,8 @@ def test_inputs_are_laid_out_as_links_to_blobs(rig: Rig) -> None:
         folders = {reference: path for reference, path in job.inputs.items() if reference.startswith("ckpt_")}
         files = {reference: path for reference, path in job.inputs.items() if reference.startswith("data_")}
         assert all(
-            (folder / "model.safetensors").resolve().is_relative_to(rig.blobs.root) for folder in folders.values()
+            (folder / "model.safetensors").resolve().is_relative_to(rig.settings.blob_dir)
+            for folder in folders.values()
         )
         assert all(file.name == "data.safetensors" and file.is_file() for file in files.values())
         assert (len(folders), len(files)) == (2, 2)
@@ -181,7 +182,7 @@ def test_a_result_that_the_disk_does_not_take_fails_the_fusion_as_an_output(rig:
     with _ledger(rig).lease(fusion_id) as job:
         assert job is not None
         result = _write(job)
-        rig.blobs.path(sha256(b"fused").hexdigest()).parent.write_text("in the way of the result's folder")
+        rig.blob(sha256(b"fused").hexdigest()).parent.write_text("in the way of the result's folder")
         job.finish(result)
     fusion = rig.row(fusion_id)
     assert fusion.error is not None
@@ -193,7 +194,7 @@ def test_inputs_that_are_gone_or_never_were_in_the_store_are_all_named(rig: Rig,
     recipe = rig.recipe()
     recipe["sources"][1]["checkpoint"] = str(tmp_path)  # a path of the machine is not an input
     fusion_id = rig.submit(recipe)
-    rig.blobs.path(_digest(rig, recipe["data"]["holdout"])).unlink()
+    rig.blob(_digest(rig, recipe["data"]["holdout"])).unlink()
     with _ledger(rig).lease(fusion_id) as job:
         assert job is not None
         _write(job)
@@ -311,7 +312,7 @@ def test_an_attempt_that_lost_its_lease_stops_and_publishes_nothing(each_rig: Ri
         _until_stopped(old)
     fusion = each_rig.row(fusion_id)
     assert (fusion.state, fusion.attempt) == (FusionState.SUCCEEDED, 2)
-    assert each_rig.blobs.path(each_rig.model(fusion_id)).read_text() == "from the second"
+    assert each_rig.blob(each_rig.model(fusion_id)).read_text() == "from the second"
 
 
 def test_a_result_that_comes_after_the_lease_was_lost_is_not_published(rig: Rig) -> None:

@@ -73,7 +73,7 @@ def test_a_fusion_that_ended_or_is_gone_keeps_no_folder(rig: Rig) -> None:
 
 
 def test_an_upload_that_brought_nothing_for_days_is_swept_and_a_living_one_stays(rig: Rig) -> None:
-    abandoned, living = (rig.blobs.incoming / name for name in ("abandoned", "living"))
+    abandoned, living = (rig.blobs.incoming.folder / name for name in ("abandoned", "living"))
     for path in (abandoned, living):
         path.write_bytes(b"half")
     os.utime(abandoned, times=(0, time.time() - 2 * 86400))

@@ -1,0 +1,29 @@
+"""Content-addressed bytes: what a blob is, where it lies, and the row that says that it counts.
+
+A blob appears whole or not at all, and never changes after that. Who brings one goes through ``BlobStore``, which
+announces it in the database before its bytes get their lasting name; docs/decisions/010-collecting-blobs.md tells why.
+Knows nothing of what is inside a blob, nor of HTTP.
+"""
+
+from app.store.blobs.content import CHUNK, AnnouncedBlob, FoundBlob, StoredBlob
+from app.store.blobs.incoming import BlobWriter, Incoming
+from app.store.blobs.local import LocalStorage
+from app.store.blobs.rows import BlobCollected, announce, record_blob
+from app.store.blobs.storage import Storage
+from app.store.blobs.store import BlobStore, open_blobs
+
+__all__ = [
+    "CHUNK",
+    "AnnouncedBlob",
+    "BlobCollected",
+    "BlobStore",
+    "BlobWriter",
+    "FoundBlob",
+    "Incoming",
+    "LocalStorage",
+    "Storage",
+    "StoredBlob",
+    "announce",
+    "open_blobs",
+    "record_blob",
+]

@@ -1,0 +1,30 @@
+"""What travels: a blob by its digest, one that was announced, one that was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+CHUNK = 1 << 20  # bytes moved at a time: large enough that a thread switch costs nothing beside it
+
+
+@dataclass(frozen=True)
+class StoredBlob:
+    """What a blob is: the sha256 of its bytes in hex, and how many there are."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class AnnouncedBlob(StoredBlob):
+    """A blob whose row was there before its bytes were placed; ``since`` tells that row from a later one."""
+
+    since: datetime
+
+
+@dataclass(frozen=True)
+class FoundBlob(StoredBlob):
+    """Bytes that lie in a storage, whether or not a row tells of them."""
+
+    modified: datetime

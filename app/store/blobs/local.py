@@ -1,0 +1,89 @@
+"""Blobs on the local disk: ``sha256/ab/abcd…``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+
+from app.store.blobs.content import CHUNK, FoundBlob, StoredBlob
+from app.store.blobs.storage import Beat
+
+
+class LocalStorage:
+    """A folder of read-only files, each renamed into it when it was whole."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folder = root / "sha256"
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies, whether or not it is there."""
+        return self._folder / digest[:2] / digest
+
+    def place(self, file: Path, blob: StoredBlob, beat: Beat) -> None:  # noqa: ARG002  # a rename takes no time
+        """Renames the file, atomically, and syncs the folders that name it."""
+        target = self.path(blob.digest)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sync_folder(target.parent.parent)
+            _sync_folder(self.root)
+        file.chmod(0o444)
+        file.replace(target)
+        _sync_folder(target.parent)
+
+    def remove(self, digest: str) -> None:
+        """Removes the file. Who has it open, or laid out under another name of the disk, goes on reading."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def has(self, blob: StoredBlob) -> bool:
+        """Whether the file is there."""
+        return self.path(blob.digest).is_file()
+
+    def found(self) -> Iterator[FoundBlob]:
+        """Every file, with the time of its last writing."""
+        for path in self._folder.glob("*/*"):
+            with suppress(FileNotFoundError):  # removed by another collector meanwhile
+                seen = path.stat()
+                yield FoundBlob(path.name, seen.st_size, datetime.fromtimestamp(seen.st_mtime, UTC))
+
+    @contextmanager
+    def headers(self, files: Mapping[str, StoredBlob]) -> Iterator[Mapping[str, Path]]:
+        """The files themselves."""
+        yield {name: self.path(blob.digest) for name, blob in files.items()}
+
+    @contextmanager
+    def whole(self, blob: StoredBlob) -> Iterator[Path]:
+        """The file itself."""
+        yield self.path(blob.digest)
+
+    def lay(self, blob: StoredBlob, target: Path) -> None:
+        """A symbolic link to the file."""
+        if not target.is_symlink():  # one checkpoint may be referred to more than once
+            target.symlink_to(self.path(blob.digest))
+
+    async def stream(self, blob: StoredBlob, begin: int, end: int) -> AsyncIterator[bytes]:
+        """Read piece by piece in a thread."""
+        async with await anyio.open_file(self.path(blob.digest), "rb", buffering=0) as opened:
+            await opened.seek(begin)
+            while begin < end:
+                piece = await opened.read(min(CHUNK, end - begin))
+                if not piece:
+                    raise OSError(f"blob {blob.digest} is shorter than it was when it was stored")
+                begin += len(piece)
+                yield piece
+
+    def check(self) -> None:
+        """Nothing beyond the folder for incoming files, which lies on the same disk."""
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
