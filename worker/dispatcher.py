@@ -26,11 +26,13 @@ from app.store import outbox
 from app.store.database import Database
 from worker.celery_app import RUN_FUSION, app
 from worker.reaper import reap
+from worker.webhooks.publishing import Deliveries
 
 log = structlog.get_logger("worker.dispatcher")
 
 _BATCH = 100
 _SELDOM_SECONDS = 5.0
+_RARELY_SECONDS = 600.0
 _MOST_BACKOFF_SECONDS = 5.0
 _FINITE = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 
@@ -94,11 +96,14 @@ class Rounds:
 
     def __init__(self, database: Database, celery: Celery, settings: Settings) -> None:
         dispatcher = Dispatcher(database, celery, settings)
+        deliveries = Deliveries(database, celery, settings)
         seldom = min(_SELDOM_SECONDS, settings.lease_seconds / 4)
         self._duties = [
             _Duty(dispatcher.publish_new, settings.poll_seconds),
+            _Duty(deliveries.publish_due, settings.poll_seconds),
             _Duty(dispatcher.publish_lost, seldom),
             _Duty(lambda: reap(database, settings), seldom),
+            _Duty(deliveries.forget_old, _RARELY_SECONDS),
         ]
         self._outages = (SQLAlchemyError, OperationalError, *celery.connection_for_write().connection_errors)
 
