@@ -16,6 +16,7 @@ from app.body_limit import BodyLimit
 from app.checkpoints.endpoints import router as checkpoints
 from app.context import Context
 from app.datasets.endpoints import router as datasets
+from app.examining.examiners import Examiners
 from app.fusions.artifacts import router as artifacts
 from app.fusions.bell import Bell
 from app.fusions.endpoints import RECIPE_SCHEMAS
@@ -29,6 +30,7 @@ from app.settings import Settings
 from app.store.blobs import open_blobs
 from app.store.database import Database
 from app.uploads.endpoints import router as uploads
+from app.webhooks.endpoints import router as webhooks
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -46,11 +48,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     database = Database(chosen.resolved_database_url)
     app.state.context = Context(
-        chosen, database, open_blobs(chosen, database), Bell(database, poll_seconds=chosen.poll_seconds)
+        chosen,
+        database,
+        open_blobs(chosen, database),
+        Bell(database, poll_seconds=chosen.poll_seconds),
+        Examiners(chosen),
     )
     app.state.trace_readers = TraceReaders()
     v1 = APIRouter(prefix="/v1")
-    for router in (uploads, checkpoints, datasets, fusions, events, traces, artifacts, methods.router, health.router):
+    for router in (
+        uploads,
+        checkpoints,
+        datasets,
+        fusions,
+        events,
+        traces,
+        artifacts,
+        webhooks,
+        methods.router,
+        health.router,
+    ):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router, include_in_schema=False)
@@ -65,9 +82,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: Context = app.state.context
+    context.examiners.warm()
     yield
-    app.state.context.bell.close()
-    app.state.context.database.close()
+    context.bell.close()
+    await context.examiners.close()
+    context.database.close()
 
 
 def _openapi(app: FastAPI, credentials_required: bool) -> dict[str, Any]:

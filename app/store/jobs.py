@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.store import outbox
+from app.store import deliveries, outbox
 from app.store.blobs import AnnouncedBlob, record_blob
 from app.store.clock import database_now
 from app.store.events import EventType, append
@@ -96,8 +96,9 @@ def claim(session: Session, fusion_id: str, worker: str, lease_seconds: float, m
     outbox.drop(session, fusion_id)
     if ended is not None:
         attempt, seen = ended
-        append(session, fusion_id, attempt, EventType.REQUEUED, {"seen": seen})
+        append(session, fusion_id, attempt, EventType.REQUEUED, {"seen": seen, "lost": True})
     append(session, fusion_id, row.attempt, EventType.STARTED, {"worker": worker})
+    deliveries.announce(session, fusion_id, EventType.STARTED)
     return Claim(FusionId(fusion_id), row.attempt, worker, row.recipe)
 
 
@@ -217,7 +218,7 @@ def _lose(session: Session, fusion: Fusion, seen: str, max_attempts: int) -> Non
     else:
         error = _exhausted(session, fusion, seen)
         values = {"error": error, "losses": fusion.losses + 1}
-        _end(session, fusion.id, fusion.attempt, FusionState.FAILED, data={"error": error}, **values)
+        _end(session, fusion.id, fusion.attempt, FusionState.FAILED, data={"error": error, "lost": True}, **values)
 
 
 def _exhausted(session: Session, fusion: Fusion, seen: str) -> dict[str, Any]:
@@ -246,7 +247,7 @@ def _requeue(session: Session, fusion_id: str, attempt: int, seen: str, losses: 
     if row is None:
         return False
     outbox.put(session, fusion_id, queue_of(row.recipe))
-    append(session, fusion_id, attempt, EventType.REQUEUED, {"seen": seen})
+    append(session, fusion_id, attempt, EventType.REQUEUED, {"seen": seen, "lost": losses > 0})
     return True
 
 
@@ -279,6 +280,7 @@ def _end(
     if _move(session, fusion_id, target, fence, *conditions, **ending) is None:
         return False
     append(session, fusion_id, attempt, EventType(target.value), data or {})
+    deliveries.announce(session, fusion_id, EventType(target.value))
     return True
 
 
