@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from app.auth import Reader, Uploader
 from app.checkpoints import service
 from app.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointPage, TensorOut, TensorPage
-from app.context import Ctx
+from app.context import Context, Ctx
 from app.errors import declared
+from app.examining.examiners import CheckpointFacts
 from app.paging import Limit, PageToken, decode_id, decode_number, encode_token
 from app.store.models import Checkpoint
+from app.store.ownership import Owner
 from app.uploads.names import NAME_PATTERN
 from app.uploads.schemas import UploadedFileOut
 
 router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
 
 
-@router.post("", status_code=201, responses=declared(400, 409, 413))
-def create_checkpoint(wanted: CheckpointIn, response: Response, caller: Uploader, ctx: Ctx) -> CheckpointOut:
+@router.post("", status_code=201, responses=declared(400, 409, 413, 503))
+async def create_checkpoint(
+    wanted: CheckpointIn, request: Request, response: Response, caller: Uploader, ctx: Ctx
+) -> CheckpointOut:
     """Make a checkpoint of uploaded files; their headers are checked, and every problem is listed."""
-    with ctx.database.reading() as session:
-        candidate = service.gather(session, caller.tenant, wanted)
-    summary = service.examine(candidate, ctx.blobs)  # outside of transactions: a long header must not stop writers
-    with ctx.database.transaction() as session:
-        checkpoint = service.create(session, caller.owner, candidate, summary)
+    candidate = await run_in_threadpool(_gather, ctx, caller.tenant, wanted)
+    # Outside of transactions: a long header must not stop writers.
+    facts = await service.examine(candidate, ctx.blobs, ctx.examiners, request)
+    checkpoint = await run_in_threadpool(_create, ctx, caller.owner, candidate, facts)
     response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
     return _out(checkpoint)
 
@@ -49,20 +53,18 @@ def list_checkpoints(
 @router.get("/{checkpoint_id}", responses=declared(404))
 def get_checkpoint(checkpoint_id: str, caller: Reader, ctx: Ctx) -> CheckpointOut:
     """One checkpoint."""
-    with ctx.database.reading() as session:
-        return _out(service.get(session, caller.tenant, checkpoint_id))
+    return _out(_get(ctx, caller.tenant, checkpoint_id))
 
 
-@router.get("/{checkpoint_id}/tensors", responses=declared(404))
-def list_tensors(
-    checkpoint_id: str, caller: Reader, ctx: Ctx, limit: Limit = 1000, page_token: PageToken = None
+@router.get("/{checkpoint_id}/tensors", responses=declared(404, 503))
+async def list_tensors(
+    checkpoint_id: str, request: Request, caller: Reader, ctx: Ctx, limit: Limit = 1000, page_token: PageToken = None
 ) -> TensorPage:
     """The checkpoint's tensors, by name."""
     start = decode_number(page_token)
-    with ctx.database.reading() as session:
-        checkpoint = service.get(session, caller.tenant, checkpoint_id)
-    found = service.tensors(checkpoint, ctx.blobs, start, limit)
-    items = [TensorOut(name=spec.name, dtype=spec.dtype, shape=list(spec.shape), file=path) for spec, path in found]
+    checkpoint = await run_in_threadpool(_get, ctx, caller.tenant, checkpoint_id)
+    found = await service.tensors(checkpoint, ctx.blobs, ctx.examiners, start, limit, request)
+    items = [TensorOut(name=one.name, dtype=one.dtype, shape=one.shape, file=one.file) for one in found]
     return TensorPage(items=items, next_page_token=encode_token(start + limit) if len(items) == limit else None)
 
 
@@ -71,6 +73,21 @@ def delete_checkpoint(checkpoint_id: str, caller: Uploader, ctx: Ctx) -> None:
     """Remove a checkpoint that no fusion uses; its bytes stay on the disk until a collector comes."""
     with ctx.database.transaction() as session:
         service.delete(session, caller.tenant, checkpoint_id)
+
+
+def _gather(ctx: Context, tenant: str, wanted: CheckpointIn) -> service.Candidate:
+    with ctx.database.reading() as session:
+        return service.gather(session, tenant, wanted)
+
+
+def _create(ctx: Context, owner: Owner, candidate: service.Candidate, facts: CheckpointFacts) -> Checkpoint:
+    with ctx.database.transaction() as session:
+        return service.create(session, owner, candidate, facts)
+
+
+def _get(ctx: Context, tenant: str, checkpoint_id: str) -> Checkpoint:
+    with ctx.database.reading() as session:
+        return service.get(session, tenant, checkpoint_id)
 
 
 def _out(checkpoint: Checkpoint) -> CheckpointOut:

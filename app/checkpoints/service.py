@@ -7,19 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
+from starlette.requests import Request
 
 from app.checkpoints import repository
 from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesChanged, FilesMissing, PathsConflict
 from app.checkpoints.schemas import CheckpointIn
+from app.examining.examiners import CheckpointFacts, Examiners, TensorFacts
 from app.store.blobs import BlobStore, StoredBlob
 from app.store.ids import new_checkpoint_id
 from app.store.models import Checkpoint, CheckpointFile, UploadedFile
 from app.store.ownership import Owner
 from app.uploads import repository as uploads
-from cogram_core.checkpoints.header import TensorSpec
 from cogram_core.errors import Problem
-from cogram_core.preflight import CheckpointSummary, summarise_checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ def _check_folders(paths: Sequence[str]) -> None:
         raise PathsConflict(str(both[0]), errors=both)
 
 
-def examine(candidate: Candidate, blobs: BlobStore) -> CheckpointSummary:
-    """Reads the headers; raises the core's CheckpointError with all that is wrong."""
-    with blobs.storage.headers(contents(candidate.files)) as paths:
-        return summarise_checkpoint(paths)
+async def examine(candidate: Candidate, blobs: BlobStore, examiners: Examiners, request: Request) -> CheckpointFacts:
+    """Has the headers read; raises the core's CheckpointError with all that is wrong."""
+    async with contextmanager_in_threadpool(blobs.storage.headers(contents(candidate.files))) as paths:
+        return await examiners.checkpoint(paths, request)
 
 
-def create(session: Session, owner: Owner, candidate: Candidate, summary: CheckpointSummary) -> Checkpoint:
+def create(session: Session, owner: Owner, candidate: Candidate, facts: CheckpointFacts) -> Checkpoint:
     """The new checkpoint; its files are no longer loose uploads.
 
     Raises:
@@ -89,10 +90,10 @@ def create(session: Session, owner: Owner, candidate: Candidate, summary: Checkp
         owner=owner.account,
         name=candidate.name,
         sha256=combined_digest({file.path: file.digest for file in candidate.files}),
-        tensors=len(summary.header.tensors),
-        parameters=summary.header.parameters,
-        dtypes=sorted(summary.header.dtypes),
-        network_kind=summary.network_kind,
+        tensors=facts.tensors,
+        parameters=facts.parameters,
+        dtypes=facts.dtypes,
+        network_kind=facts.network_kind,
         files=[CheckpointFile(path=file.path, digest=file.digest, size=file.size) for file in candidate.files],
     )
     session.add(checkpoint)
@@ -121,12 +122,12 @@ def page(session: Session, tenant: str, name: str | None, before: str | None, li
     return repository.page(session, tenant, name, before, limit)
 
 
-def tensors(checkpoint: Checkpoint, blobs: BlobStore, start: int, limit: int) -> Sequence[tuple[TensorSpec, str]]:
-    """Tensors by name from place ``start``, each with the path of its file in the checkpoint."""
-    with blobs.storage.headers(contents(checkpoint.files)) as located:
-        header = summarise_checkpoint(located).header
-    paths = {file.path: file.name for file in header.files}
-    return [(spec, paths[spec.file]) for spec in list(header.tensors.values())[start : start + limit]]
+async def tensors(
+    checkpoint: Checkpoint, blobs: BlobStore, examiners: Examiners, start: int, limit: int, request: Request
+) -> Sequence[TensorFacts]:
+    """Tensors by name from place ``start``."""
+    async with contextmanager_in_threadpool(blobs.storage.headers(contents(checkpoint.files))) as paths:
+        return await examiners.tensors(paths, start, limit, request)
 
 
 def delete(session: Session, tenant: str, checkpoint_id: str) -> None:

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from app.auth import Reader, Uploader
-from app.context import Ctx
+from app.context import Context, Ctx
 from app.datasets import service
 from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage
 from app.errors import declared
 from app.paging import Limit, PageToken, decode_id, encode_token
-from app.store.models import Dataset
+from app.store.models import Dataset, UploadedFile
+from app.store.ownership import Owner
 from app.uploads.names import NAME_PATTERN
 from app.uploads.schemas import UploadedFileOut
+from cogram_core.preflight import DatasetFacts
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 
-@router.post("", status_code=201, responses=declared(400, 409, 413))
-def create_dataset(wanted: DatasetIn, response: Response, caller: Uploader, ctx: Ctx) -> DatasetOut:
+@router.post("", status_code=201, responses=declared(400, 409, 413, 503))
+async def create_dataset(
+    wanted: DatasetIn, request: Request, response: Response, caller: Uploader, ctx: Ctx
+) -> DatasetOut:
     """Make a dataset of an uploaded file; it is checked, and every problem is listed."""
-    with ctx.database.reading() as session:
-        file = service.gather(session, caller.tenant, wanted)
-    facts = service.examine(file, ctx.blobs)  # outside of transactions: a long look must not stop writers
-    with ctx.database.transaction() as session:
-        dataset = service.create(session, caller.owner, file, facts)
+    file = await run_in_threadpool(_gather, ctx, caller.tenant, wanted)
+    # Outside of transactions: a long look must not stop writers.
+    facts = await service.examine(file, ctx.blobs, ctx.examiners, request)
+    dataset = await run_in_threadpool(_create, ctx, caller.owner, file, facts)
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return _out(dataset)
 
@@ -58,6 +62,16 @@ def delete_dataset(dataset_id: str, caller: Uploader, ctx: Ctx) -> None:
     """Remove a dataset that no fusion uses; its bytes stay on the disk until a collector comes."""
     with ctx.database.transaction() as session:
         service.delete(session, caller.tenant, dataset_id)
+
+
+def _gather(ctx: Context, tenant: str, wanted: DatasetIn) -> UploadedFile:
+    with ctx.database.reading() as session:
+        return service.gather(session, tenant, wanted)
+
+
+def _create(ctx: Context, owner: Owner, file: UploadedFile, facts: DatasetFacts) -> Dataset:
+    with ctx.database.transaction() as session:
+        return service.create(session, owner, file, facts)
 
 
 def _out(dataset: Dataset) -> DatasetOut:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
+from starlette.requests import Request
 
 from app.datasets import repository
 from app.datasets.errors import DatasetInUse, DatasetNotFound, FileChanged, FileMissing
 from app.datasets.schemas import DatasetIn
+from app.examining.examiners import Examiners
 from app.store.blobs import BlobStore, StoredBlob
 from app.store.ids import new_dataset_id
 from app.store.models import Dataset, UploadedFile
 from app.store.ownership import Owner
 from app.uploads import repository as uploads
 from cogram_core.errors import InvalidInput, Problem
-from cogram_core.preflight import DatasetFacts, read_dataset_facts
+from cogram_core.preflight import DatasetFacts
 
 
 def gather(session: Session, tenant: str, wanted: DatasetIn) -> UploadedFile:
@@ -32,15 +35,15 @@ def gather(session: Session, tenant: str, wanted: DatasetIn) -> UploadedFile:
     raise FileMissing.single("files", f"not uploaded; PUT /v1/datasets/{wanted.name}/files/{missing} first")
 
 
-def examine(file: UploadedFile, blobs: BlobStore) -> DatasetFacts:
-    """Reads what the dataset holds; raises the core's error with all that is wrong, under the file's own path."""
-    with blobs.storage.whole(StoredBlob(file.digest, file.size)) as path:
-        return _facts(path, file)
+async def examine(file: UploadedFile, blobs: BlobStore, examiners: Examiners, request: Request) -> DatasetFacts:
+    """Has the dataset looked through; raises the core's error with all that is wrong, under the file's own path."""
+    async with contextmanager_in_threadpool(blobs.storage.whole(StoredBlob(file.digest, file.size))) as path:
+        return await _facts(path, file, examiners, request)
 
 
-def _facts(path: Path, file: UploadedFile) -> DatasetFacts:
+async def _facts(path: Path, file: UploadedFile, examiners: Examiners, request: Request) -> DatasetFacts:
     try:
-        return read_dataset_facts(path)
+        return await examiners.dataset(path, file.size, request)
     except InvalidInput as error:
 
         def renamed(text: str) -> str:

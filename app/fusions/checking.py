@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
+from starlette.requests import Request
 
 from app.checkpoints import repository as checkpoints
 from app.checkpoints.service import contents
 from app.datasets import repository as datasets
+from app.examining.examiners import Examiners, Files
 from app.store.blobs import BlobStore
 from app.store.models import Checkpoint, Dataset
 from cogram_core.errors import Problem, RecipeError
-from cogram_core.preflight import CheckpointSummary, DatasetFacts, Estimates, preflight, summarise_checkpoint
+from cogram_core.preflight import DatasetFacts, Estimates
 from cogram_core.recipe import Recipe, Reference
 
 
@@ -51,19 +55,25 @@ def resolve(session: Session, tenant: str, document: Mapping[str, Any]) -> Check
     )
 
 
-def compare(checked: Checked, blobs: BlobStore) -> Checked:
+async def compare(checked: Checked, blobs: BlobStore, examiners: Examiners, request: Request) -> Checked:
     """Adds what headers alone can tell: mismatches between the checkpoints and the data, and estimates."""
     if checked.recipe is None or checked.problems:
         return checked
-    summaries = {key: _summary(row, blobs) for key, row in checked.checkpoints.items()}
     facts = {key: _facts(row) for key, row in checked.datasets.items()}
-    result = preflight(checked.recipe, summaries, facts)
-    return replace(checked, problems=result.problems, estimates=result.estimates)
+    document = checked.recipe.to_document()
+    async with contextmanager_in_threadpool(_headers(checked, blobs)) as paths:
+        problems, estimates = await examiners.recipe(document, paths, facts, request)
+    return replace(checked, problems=problems, estimates=estimates)
 
 
-def _summary(row: Checkpoint, blobs: BlobStore) -> CheckpointSummary:
-    with blobs.storage.headers(contents(row.files)) as paths:
-        return summarise_checkpoint(paths)
+@contextmanager
+def _headers(checked: Checked, blobs: BlobStore) -> Iterator[dict[str, Files]]:
+    """For each checkpoint, where its files can be read."""
+    with ExitStack() as stack:
+        yield {
+            key: stack.enter_context(blobs.storage.headers(contents(row.files)))
+            for key, row in checked.checkpoints.items()
+        }
 
 
 def _find(session: Session, tenant: str, reference: Reference) -> Checkpoint | Dataset | None:

@@ -18,6 +18,8 @@ from app.fusions.preconditions import none_match
 from app.fusions.presenting import RETRY_AFTER, etag_of, fusion_out
 from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
 from app.paging import Limit, PageToken, decode_id, encode_token
+from app.store.models import Fusion
+from app.store.ownership import Owner
 from app.store.states import FINAL, FusionState
 
 router = APIRouter(prefix="/fusions", tags=["fusions"])
@@ -25,20 +27,19 @@ Document = Annotated[Mapping[str, Any], Depends(read_document)]
 _RECIPE_BODY, RECIPE_SCHEMAS = recipe_schema()
 
 
-@router.post("", status_code=202, responses=declared(400, 413, 415), openapi_extra=_RECIPE_BODY)
-def create_fusion(document: Document, response: Response, caller: Fuser, ctx: Ctx) -> FusionOut:
+@router.post("", status_code=202, responses=declared(400, 413, 415, 503), openapi_extra=_RECIPE_BODY)
+async def create_fusion(document: Document, request: Request, response: Response, caller: Fuser, ctx: Ctx) -> FusionOut:
     """Queue a fusion. A recipe that can't be run is refused with every problem listed."""
-    checked = _checked(ctx, caller.tenant, document)
-    with ctx.database.transaction() as session:
-        fusion = service.submit(session, caller.owner, checked)
+    checked = await _checked(ctx, caller.tenant, document, request)
+    fusion = await run_in_threadpool(_submit, ctx, caller.owner, checked)
     response.headers.update({"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER})
     return fusion_out(fusion)
 
 
-@router.post("/validate", responses=declared(400, 413, 415), openapi_extra=_RECIPE_BODY)
-def validate_recipe(document: Document, caller: Reader, ctx: Ctx) -> ValidationOut:
+@router.post("/validate", responses=declared(400, 413, 415, 503), openapi_extra=_RECIPE_BODY)
+async def validate_recipe(document: Document, request: Request, caller: Reader, ctx: Ctx) -> ValidationOut:
     """Run every check of a submission, and queue nothing."""
-    checked = _checked(ctx, caller.tenant, document)
+    checked = await _checked(ctx, caller.tenant, document, request)
     return ValidationOut(
         ok=not checked.problems,
         errors=[ProblemEntry.of(problem) for problem in checked.problems],
@@ -107,10 +108,19 @@ def delete_fusion(fusion_id: str, caller: Fuser, ctx: Ctx) -> None:
         service.delete(session, caller.tenant, fusion_id)
 
 
-def _checked(ctx: Context, tenant: str, document: Mapping[str, Any]) -> checking.Checked:
+async def _checked(ctx: Context, tenant: str, document: Mapping[str, Any], request: Request) -> checking.Checked:
+    found = await run_in_threadpool(_resolve, ctx, tenant, document)
+    return await checking.compare(found, ctx.blobs, ctx.examiners, request)
+
+
+def _resolve(ctx: Context, tenant: str, document: Mapping[str, Any]) -> checking.Checked:
     with ctx.database.reading() as session:
-        found = checking.resolve(session, tenant, document)
-    return checking.compare(found, ctx.blobs)
+        return checking.resolve(session, tenant, document)
+
+
+def _submit(ctx: Context, owner: Owner, checked: checking.Checked) -> Fusion:
+    with ctx.database.transaction() as session:
+        return service.submit(session, owner, checked)
 
 
 def _look(ctx: Context, tenant: str, fusion_id: str) -> FusionOut:
