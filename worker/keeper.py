@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from enum import Enum
 from threading import Event, Thread
 
@@ -45,7 +46,9 @@ class Keeper:
         self._written = time.monotonic()
         self._waiting: list[Written] = []
         self._ended = Event()
-        self._thread = Thread(target=self._run, name="lease-keeper", daemon=True)
+        self._thread = Thread(
+            target=copy_context().run, args=(self._run,), name="lease-keeper", daemon=True
+        )  # its lines in the log name the job, too
 
     @property
     def deadline(self) -> float:

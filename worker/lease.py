@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app import tracing
 from app.settings import Settings
 from app.store import jobs
 from app.store.blobs import BlobCollected, BlobStore
@@ -27,6 +28,7 @@ from cogram_core.recipe import Recipe
 from worker.keeper import Keeper, Stop
 from worker.reaper import sweep_fusion
 from worker.results import as_json, place_output, sync_output
+from worker.spans import AttemptSpans, attempt_spans
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -45,7 +47,9 @@ Ending = Callable[[Session, jobs.Claim], bool]
 class Job:
     """A held attempt: what the core needs to run it, and the observer that it reports to."""
 
-    def __init__(self, claim: jobs.Claim, keeper: Keeper, workspace: Workspace, store: Store) -> None:
+    def __init__(
+        self, claim: jobs.Claim, keeper: Keeper, workspace: Workspace, store: Store, spans: AttemptSpans
+    ) -> None:
         self.claim = claim
         self.output = workspace.output
         self.journal = workspace.journal
@@ -53,6 +57,7 @@ class Job:
         self._keeper = keeper
         self._workspace = workspace
         self._store = store
+        self._spans = spans
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -78,9 +83,10 @@ class Job:
 
     def finish(self, result: Fusion) -> None:
         """The core is done: its output becomes blobs, and a result once the job closes with the lease still held."""
-        contents = sync_output(self.output)
-        announced = self._patiently(lambda: self._store.blobs.announce(contents.values()))
-        artifacts = place_output(self.output, dict(zip(contents, announced, strict=True)), self._store.blobs)
+        with tracing.span("store the result"):
+            contents = sync_output(self.output)
+            announced = self._patiently(lambda: self._store.blobs.announce(contents.values()))
+            artifacts = place_output(self.output, dict(zip(contents, announced, strict=True)), self._store.blobs)
         self.ending = partial(jobs.finish_succeeded, verdict=as_json(result.verdict), artifacts=artifacts)
 
     def _patiently(self, step: Callable[[], T]) -> T:
@@ -97,6 +103,7 @@ class Job:
     def stage_started(self, stage: StageInfo) -> None:
         """A stage begins."""
         self._keeper.events.stage_started(stage)
+        self._spans.stage_started(stage)
 
     def progress(self, stage: StageInfo, done: int, total: int) -> None:  # noqa: ARG002  # stages follow one another
         """``done`` of ``total`` steps of the stage's current pass are behind it."""
@@ -113,6 +120,7 @@ class Job:
     def stage_finished(self, stage: StageInfo) -> None:
         """A stage ended."""
         self._keeper.events.stage_finished(stage)
+        self._spans.stage_finished()
 
     def should_stop(self) -> bool:
         """True once the fusion is cancelled, the lease is lost or the worker stops."""
@@ -149,15 +157,16 @@ class Ledger:
             log.info("nothing to do", fusion_id=fusion_id)
             yield None
             return
-        with structlog.contextvars.bound_contextvars(fusion_id=fusion_id, attempt=claim.attempt):
+        with _in_logs(claim), attempt_spans(claim) as spans:
             log.info("fusion started", worker=self._worker)
             workspace = Workspace(self._settings.work_dir, fusion_id, claim.attempt)
             keeper = Keeper(self._store.database, self._settings, claim, self._stopping)
-            job = Job(claim, keeper, workspace, self._store)
+            job = Job(claim, keeper, workspace, self._store, spans)
             keeper.start()
             try:
                 yield job
             except Exception as error:
+                spans.broke_off(type(error).__name__)
                 job.ending = _ending_after(error, keeper.stop, fusion_id)
             finally:
                 workspace.leave()
@@ -195,6 +204,14 @@ class Ledger:
             sweep_fusion(self._store.database, workspace.fusion_dir)
         except SQLAlchemyError as error:
             log.warning("folders are left to the reaper", error=str(error))
+
+
+def _in_logs(claim: jobs.Claim) -> AbstractContextManager[Any]:
+    """Every line that is logged in the block says of which job, attempt and request it is."""
+    named = {"fusion_id": claim.fusion_id, "attempt": claim.attempt, "request_id": claim.origin.request_id}
+    traceparent = claim.origin.traceparent
+    trace = {} if traceparent is None else {"trace_id": traceparent.split("-")[1]}
+    return structlog.contextvars.bound_contextvars(**named, **trace)
 
 
 def _ending_after(error: Exception, stop: Stop | None, fusion_id: FusionId) -> Ending | None:

@@ -6,6 +6,8 @@ import gc
 from importlib import import_module
 from typing import Any
 
+from app import tracing
+
 _MODULES = (
     "cogram_core.pipeline",  # and torch with it
     # torch loads this when a module first leaves the meta device: half a second in every child.
@@ -15,7 +17,7 @@ _MODULES = (
 
 def preload(**_signal: Any) -> None:
     """Imports only: no tensor is made and no device touched before the fork."""
-    for name in _MODULES:
+    for name in (*_MODULES, *tracing.modules()):
         import_module(name)
     # Celery collects garbage before every fork: half a million objects of torch, in a fifth of a second. What is there
     # now stays for good, so no collection needs to look at it, and none dirties the pages that the children share.

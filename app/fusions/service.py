@@ -17,10 +17,12 @@ from app.fusions.errors import (
     NotFinished,
     RecipeRefused,
 )
+from app.request_scope import current_request_id
 from app.store import jobs
 from app.store.models import Artifact, Fusion
 from app.store.ownership import Owner
 from app.store.states import FINAL, FusionState
+from app.tracing import current_traceparent
 from cogram_core.errors import Problem
 
 TRACE_PATH = "trace.parquet"
@@ -42,7 +44,8 @@ def submit(session: Session, owner: Owner, checked: Checked) -> Fusion:
             for key in sorted(gone)
         ]
         raise RecipeRefused(summary(problems), errors=problems)
-    return jobs.submit(session, owner, checked.recipe.to_document(), wanted)
+    origin = jobs.Origin(current_request_id(), current_traceparent())
+    return jobs.submit(session, owner, checked.recipe.to_document(), wanted, origin)
 
 
 def get(session: Session, tenant: str, fusion_id: str) -> Fusion:

@@ -26,6 +26,17 @@ from app.store.states import HELD, FusionState, sources_of
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which request a job came from; it goes with the job, so that logs and traces of both can be put together."""
+
+    request_id: str | None = None
+    traceparent: str | None = None
+
+
+_NO_REQUEST = Origin()
+
+
+@dataclass(frozen=True)
 class Claim:
     """One worker's hold on one attempt of a fusion."""
 
@@ -33,6 +44,7 @@ class Claim:
     attempt: int
     worker: str
     recipe: dict[str, Any]
+    origin: Origin = _NO_REQUEST
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,9 @@ def queue_of(recipe: Mapping[str, Any]) -> str:
     return "fusion.cuda" if str(recipe.get("device", "auto")).startswith("cuda") else "fusion.cpu"
 
 
-def submit(session: Session, owner: Owner, recipe: dict[str, Any], inputs: Iterable[str]) -> Fusion:
+def submit(
+    session: Session, owner: Owner, recipe: dict[str, Any], inputs: Iterable[str], origin: Origin = _NO_REQUEST
+) -> Fusion:
     """A new queued fusion with its inputs (``ckpt_…``, ``data_…``), its message to the queue and its first event."""
     fusion = Fusion(
         id=new_fusion_id(),
@@ -58,6 +72,8 @@ def submit(session: Session, owner: Owner, recipe: dict[str, Any], inputs: Itera
         recipe=recipe,
         attempt=0,
         losses=0,
+        request_id=origin.request_id,
+        traceparent=origin.traceparent,
         artifacts=[],
     )
     session.add(fusion)
@@ -99,7 +115,8 @@ def claim(session: Session, fusion_id: str, worker: str, lease_seconds: float, m
         append(session, fusion_id, attempt, EventType.REQUEUED, {"seen": seen, "lost": True})
     append(session, fusion_id, row.attempt, EventType.STARTED, {"worker": worker})
     deliveries.announce(session, fusion_id, EventType.STARTED)
-    return Claim(FusionId(fusion_id), row.attempt, worker, row.recipe)
+    origin = Origin(before.request_id, before.traceparent)
+    return Claim(FusionId(fusion_id), row.attempt, worker, row.recipe, origin)
 
 
 def heartbeat(session: Session, held: Claim, lease_seconds: float) -> bool:
