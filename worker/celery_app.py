@@ -35,7 +35,7 @@ class CogramCelery(Celery):  # type: ignore[misc]  # Celery has no types
 
 app = CogramCelery("cogram", broker=Settings().resolved_broker_url)
 app.conf.update(
-    imports=("worker.tasks",),
+    imports=("worker.tasks", "worker.webhooks.tasks"),
     task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
     task_default_queue="fusion.cpu",
     task_create_missing_queues=False,
