@@ -6,9 +6,11 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.uploads.tus.envelope import is_below
+
 
 class BodyLimit:
-    """Ends a request with 413 as soon as its body is known to be too long; uploads (PUT) have a limit of their own."""
+    """Ends a request with 413 as soon as its body is known to be too long; uploads have limits of their own."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -16,7 +18,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Counts what the application receives."""
-        if scope["type"] != "http" or scope["method"] == "PUT":
+        if scope["type"] != "http" or scope["method"] == "PUT" or is_below(scope["path"]):
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("Content-Length", "")

@@ -1,4 +1,4 @@
-"""What every endpoint may reach: settings, database, blobs, the event bell. Made once a process."""
+"""What every endpoint may reach: settings, database, blobs, the event bell, who reads headers. Made once a process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.examining.examiners import Examiners
 from app.fusions.bell import Bell
 from app.settings import Settings
 from app.store.blobs import BlobStore
 from app.store.database import Database
+from app.store.staging import Staging
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,9 @@ class Context:
     settings: Settings
     database: Database
     blobs: BlobStore
+    staging: Staging
     bell: Bell
+    examiners: Examiners
 
 
 def _context(request: Request) -> Context:

@@ -29,7 +29,10 @@ from app.request_scope import RequestScope
 from app.settings import Settings
 from app.store.blobs import open_blobs
 from app.store.database import Database
+from app.store.staging import Staging
 from app.uploads.endpoints import router as uploads
+from app.uploads.tus.endpoints import router as tus
+from app.uploads.tus.envelope import TusEnvelope
 from app.webhooks.endpoints import router as webhooks
 
 
@@ -51,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         chosen,
         database,
         open_blobs(chosen, database),
+        Staging(chosen.uploads_dir),
         Bell(database, poll_seconds=chosen.poll_seconds),
         Examiners(chosen),
     )
@@ -58,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     v1 = APIRouter(prefix="/v1")
     for router in (
         uploads,
+        tus,
         checkpoints,
         datasets,
         fusions,
@@ -76,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Authentication, gate=Gate(chosen, database), settings=chosen)
     app.add_middleware(HostCheck, settings=chosen)
     app.add_middleware(RequestScope, last_resort=errors.internal_error)
+    app.add_middleware(TusEnvelope)
     app.openapi = lambda: _openapi(app, chosen.credentials_required)  # type: ignore[method-assign]
     return app
 

@@ -10,6 +10,7 @@ from typing import NewType
 FusionId = NewType("FusionId", str)
 CheckpointId = NewType("CheckpointId", str)
 DatasetId = NewType("DatasetId", str)
+UploadId = NewType("UploadId", str)
 WebhookId = NewType("WebhookId", str)
 DeliveryId = NewType("DeliveryId", str)
 
@@ -52,3 +53,8 @@ def new_webhook_id() -> WebhookId:
 def new_delivery_id() -> DeliveryId:
     """A fresh ``msg_…``."""
     return DeliveryId("msg_" + _sortable())
+
+
+def new_upload_id() -> UploadId:
+    """A fresh ``upl_…``."""
+    return UploadId("upl_" + _sortable())

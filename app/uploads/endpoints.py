@@ -12,11 +12,12 @@ from app.store.blobs import AnnouncedBlob
 from app.store.ownership import Owner
 from app.uploads import service
 from app.uploads.digests import repr_digest
+from app.uploads.pace import paced
 from app.uploads.schemas import UploadedFileOut
 
 router = APIRouter(tags=["uploads"])
 _RAW_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
-_ANSWERS = declared(400, 413, 415, 503, 507)
+_ANSWERS = declared(400, 408, 413, 415, 503, 507)
 
 
 @router.put("/checkpoints/{name}/files/{path:path}", status_code=201, responses=_ANSWERS, openapi_extra=_RAW_BODY)
@@ -40,7 +41,7 @@ async def _put(
 ) -> UploadedFileOut:
     limit = ctx.settings.max_upload_bytes
     service.check_request(name, path, request.headers, limit)
-    stored = await service.receive(ctx.blobs, request.stream(), request.headers, limit)
+    stored = await service.receive(ctx.blobs, paced(request.stream(), ctx.settings), request.headers, limit)
     await run_in_threadpool(_note, ctx, owner, kind, name, path, stored)
     response.headers["Repr-Digest"] = repr_digest(stored.digest)
     return UploadedFileOut(path=path, size=stored.size, sha256=stored.digest)

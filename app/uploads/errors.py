@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from app.errors import BadRequest, InsufficientStorage, TooLarge, Unavailable, Unprocessable, UnsupportedMedia
+from app.errors import (
+    BadRequest,
+    InsufficientStorage,
+    RequestTimeout,
+    TooLarge,
+    Unavailable,
+    Unprocessable,
+    UnsupportedMedia,
+)
 
 
 class UnusablePath(Unprocessable):
@@ -57,3 +65,9 @@ class StoringTookTooLong(Unavailable):
     """The collector came between the storing of the bytes and their entry."""
 
     code, title = "upload.collected", "Stored too slowly"
+
+
+class BodyTooSlow(RequestTimeout):
+    """The body stopped coming, or came in drops."""
+
+    code, title = "upload.too_slow", "Upload too slow"

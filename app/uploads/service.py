@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
 from typing import Literal
 
 from sqlalchemy.orm import Session
@@ -16,11 +14,11 @@ from app.store.blobs import CHUNK, AnnouncedBlob, BlobCollected, BlobStore, Blob
 from app.store.ownership import Owner
 from app.uploads import repository
 from app.uploads.digests import expected_digests
-from app.uploads.errors import DigestMismatch, DiskFull, NotARawBody, StoringTookTooLong, Truncated, UploadTooLarge
+from app.uploads.errors import DigestMismatch, NotARawBody, StoringTookTooLong, Truncated, UploadTooLarge
+from app.uploads.full_disk import full_disk_told
 from app.uploads.names import check_name, check_path
 
 Kind = Literal["checkpoint", "dataset"]
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # EFBIG: the file system or a limit takes no file of this size
 
 
 def check_request(name: str, path: str, headers: Headers, limit: int) -> None:
@@ -39,7 +37,7 @@ def check_request(name: str, path: str, headers: Headers, limit: int) -> None:
 
 async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers, limit: int) -> AnnouncedBlob:
     """Stores the body as a blob, if it is complete and is what it was announced to be; else nothing remains."""
-    with _full_disk_told():
+    with full_disk_told("nothing was stored"):
         writer = await run_in_threadpool(blobs.writer)
         try:
             await _write_all(writer, body, limit)
@@ -61,19 +59,6 @@ def note(session: Session, owner: Owner, kind: Kind, name: str, path: str, store
             "The bytes took so long to store that they were cleared away; send them again."
         ) from error
     repository.put(session, owner, kind, name, path, stored)
-
-
-@contextmanager
-def _full_disk_told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFull(
-            f"The disk of the service takes no more ({error.strerror}); nothing was stored. Make room where COGRAM_DATA_DIR "
-            "lies, or set it to a larger disk, and send the file again."
-        ) from error
 
 
 async def _write_all(writer: BlobWriter, body: AsyncIterator[bytes], limit: int) -> None:

@@ -1,0 +1,104 @@
+"""One chunk on its way from the wire to the staged file."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from app.store.blobs import CHUNK
+from app.store.staging import Appender
+from app.uploads.threads import in_long_thread, in_thread
+from app.uploads.tus.errors import ChecksumMismatch, ChunkTooLarge
+from app.uploads.tus.protocol import Checksum
+
+T = TypeVar("T")
+
+# What a killed process may lose of a chunk: as much as came since the last sync. Each costs a wait for the disk.
+_KEEP_BYTES = 64 << 20
+_KEEP_SECONDS = 5.0
+
+
+class Chunk:
+    """What came of one request's body: gathered here, written by threads, kept as it goes on unless it is to be checked."""
+
+    def __init__(self, target: Appender, room: int, checksum: Checksum | None, when_kept: Callable[[], None]) -> None:
+        self._target = target
+        self._room = room
+        self._checksum = checksum
+        self._digest = checksum.begun() if checksum else None
+        self._when_kept = when_kept
+        self._gathered = bytearray()
+        self._moved_at = time.monotonic()
+
+    async def receive(self, body: AsyncIterator[bytes], conclude: Callable[[], T]) -> T:
+        """Appends what comes; ``conclude`` runs in the end, in a thread, while the upload is still held.
+
+        Whatever breaks it off, a sender that is gone or too slow, a full disk, the end of this process: what had come is
+        kept, unless it was to be checked and no longer can be. The upload is let go in every case.
+        """
+        try:
+            async for piece in body:
+                self._take(piece)
+                if self._is_due():
+                    gathered, self._gathered = self._gathered, bytearray()
+                    await in_thread(self._write, gathered)
+        except BaseException as error:
+            ending = in_thread(self._break_off)
+            if not isinstance(error, asyncio.CancelledError):  # who is cancelled can't wait; the thread ends by itself
+                await ending
+            raise
+        return await in_long_thread(self._end, conclude)
+
+    def _take(self, piece: bytes) -> None:
+        self._room -= len(piece)
+        if self._room < 0:
+            raise ChunkTooLarge(
+                "The body goes on beyond the length that was announced in Upload-Length; HEAD tells what is kept."
+            )
+        self._gathered += piece
+
+    def _is_due(self) -> bool:
+        """A thread is asked once a megabyte; for slow senders, every few seconds, so that little can be lost."""
+        return len(self._gathered) >= CHUNK or (
+            len(self._gathered) > 0 and time.monotonic() - self._moved_at > _KEEP_SECONDS
+        )
+
+    def _write(self, gathered: bytearray) -> None:
+        if self._digest is not None:
+            self._digest.update(gathered)
+        self._target.write(gathered)
+        now = time.monotonic()
+        unkept = self._target.written - self._target.mark.kept
+        if self._checksum is None and (unkept >= _KEEP_BYTES or now - self._moved_at > _KEEP_SECONDS):
+            self._target.keep()
+            self._when_kept()
+        self._moved_at = now
+
+    def _break_off(self) -> None:
+        try:
+            if self._checksum is None:
+                self._target.write(self._gathered)
+        finally:
+            self._target.release(keep=self._checksum is None)
+
+    def _end(self, conclude: Callable[[], T]) -> T:
+        try:
+            self._write(self._gathered)
+            self._check()
+            self._target.keep()
+            return conclude()
+        finally:
+            self._target.release(keep=self._checksum is None)
+
+    def _check(self) -> None:
+        if self._checksum is None or self._digest is None:
+            return
+        if not hmac.compare_digest(self._digest.digest(), self._checksum.digest):
+            self._target.drop()
+            raise ChecksumMismatch(
+                f"The chunk's {self._checksum.algorithm} is {self._digest.hexdigest()}, Upload-Checksum announces "
+                f"{self._checksum.digest.hex()}; nothing of it was kept. Send it again."
+            )
