@@ -38,14 +38,17 @@ class Allowance:
 
 
 def create(
-    session: Session, tenant: str, name: str, scopes: Collection[Scope], allowance: Allowance, days: float | None
+    session: Session, tenant: str, name: str, scopes: Collection[str], allowance: Allowance, days: float | None
 ) -> NewKey:
     """A new key. Its text is nowhere but in the answer.
 
     Raises:
         WrongKeyRequest: listing all that is wrong.
     """
-    problems = [Problem(place, WrongKeyRequest.code, message) for place, message in _faults(tenant, name, scopes, days)]
+    problems = [
+        Problem(place, WrongKeyRequest.code, message)
+        for place, message in _faults(tenant, name, scopes, allowance, days)
+    ]
     if problems:
         raise WrongKeyRequest(problems)
     key, now = new_key(), database_now(session)
@@ -117,14 +120,19 @@ def is_good(account: Account, now: datetime) -> bool:
     return account.revoked_at is None and (account.expires_at is None or now < account.expires_at)
 
 
-def _faults(tenant: str, name: str, scopes: Collection[Scope], days: float | None) -> list[tuple[str, str]]:
+def _faults(
+    tenant: str, name: str, scopes: Collection[str], allowance: Allowance, days: float | None
+) -> list[tuple[str, str]]:
     faults = []
     if not TENANT.fullmatch(tenant):
         faults.append(("tenant", "a tenant has 1 to 64 characters out of A-Z a-z 0-9 . _ -"))
     if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
         faults.append(("name", f"a name has 1 to {_MAX_NAME} printable characters"))
-    if not scopes:
+    if not scopes or not set(scopes) <= set(Scope):
         faults.append(("scope", f"give one or more of {', '.join(Scope)}"))
+    rate = allowance.requests_per_second
+    if rate is not None and not 0.01 <= rate <= 100_000:
+        faults.append(("rate", "must be between 0.01 and 100000 requests a second"))
     if days is not None and not 0 < days <= 36_500:
         faults.append(("expires-days", "must be above 0 and at most 36500"))
     return faults

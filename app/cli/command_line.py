@@ -7,6 +7,7 @@ import typer
 from app.cli.calibrate import calibrate
 from app.cli.failures import telling
 from app.cli.fuse import fuse
+from app.cli.keys import keys
 from app.cli.look import inspect, methods, validate
 from app.cli.replay import replay
 from app.cli.service import api, dispatcher, migrate, serve, worker
@@ -24,6 +25,7 @@ for _command in (serve, migrate, api, dispatcher):
 _app.command(
     rich_help_panel="The service", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(telling(worker))
+_app.add_typer(keys, name="keys", rich_help_panel="The service")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,14 +25,15 @@ from app.settings import Settings
 from app.store.migrate import migrate
 from app.store.models import Base
 from tests import services
+from tests.app.access import Guarded
 from tests.app.factories import Service
 
 
 @contextmanager
-def running(settings: Settings, port: int = 0) -> Iterator[Service]:
+def running(settings: Settings, port: int = 0, host: str = "127.0.0.1") -> Iterator[Service]:
     """The API in a thread of this process, on a free port if none is given."""
     server = make_server(settings)
-    listener = listen("127.0.0.1", port)
+    listener = listen(host, port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
@@ -87,6 +89,38 @@ def postgresql_service_server(
     folder = tmp_path_factory.mktemp("postgresql-service")
     with postgresql_server.database() as url, running(small(folder, url, broker_server)) as started:
         yield started
+
+
+def guarded_by_keys(settings: Settings, **changes: Any) -> Settings:
+    """The same with keys required; what is remembered of them is soon forgotten."""
+    update = {"require_keys": True, "key_cache_seconds": 0.2, "requests_per_second": 1000.0}
+    return settings.model_copy(update={**update, "auth_failures_per_minute": 10_000, **changes})
+
+
+@pytest.fixture(scope="session")
+def guarded_sqlite_server(broker_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service on SQLite, for callers with keys."""
+    folder = tmp_path_factory.mktemp("guarded-sqlite-service")
+    url = f"sqlite:///{folder / 'cogram.sqlite3'}"
+    migrate(url)
+    with running(guarded_by_keys(small(folder, url, broker_server))) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def guarded_postgresql_server(
+    postgresql_server: services.PostgreSQL, broker_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """The service on PostgreSQL, for callers with keys."""
+    folder = tmp_path_factory.mktemp("guarded-postgresql-service")
+    with postgresql_server.database() as url, running(guarded_by_keys(small(folder, url, broker_server))) as started:
+        yield started
+
+
+@pytest.fixture(params=["guarded_sqlite_server", "guarded_postgresql_server"], ids=["sqlite", "postgresql"])
+def guarded(request: pytest.FixtureRequest) -> Guarded:
+    """The empty service, for callers with keys."""
+    return Guarded(_emptied(request.getfixturevalue(request.param)))
 
 
 @pytest.fixture
