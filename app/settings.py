@@ -53,6 +53,55 @@ class Settings(BaseSettings):
     )
     max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
 
+    blob_url: str | None = Field(
+        None, validation_alias="BLOB_URL", description="s3://bucket/prefix, gs:// or az://; else the local disk"
+    )
+    blob_cache_bytes: int = Field(
+        100 * 2**30,
+        ge=0,
+        validation_alias="COGRAM_BLOB_CACHE_BYTES",
+        description="of BLOB_URL's blobs, kept on local disk",
+    )
+    presigned_seconds: int = Field(
+        0,
+        ge=0,
+        le=7 * 86400,
+        validation_alias="COGRAM_PRESIGNED_SECONDS",
+        description="downloads are redirected to BLOB_URL's storage, by links that hold so long; 0: they are not",
+    )
+    collect_seconds: PositiveFloat = Field(
+        60.0, validation_alias="COGRAM_COLLECT_SECONDS", description="between two looks for blobs that nobody needs"
+    )
+    collect_grace_seconds: PositiveFloat = Field(
+        3600.0,
+        validation_alias="COGRAM_COLLECT_GRACE_SECONDS",
+        description="a blob without a reference stays so long; longer than storing any result takes",
+    )
+    keep_fusions_days: float = Field(
+        0,
+        ge=0,
+        validation_alias="COGRAM_KEEP_FUSIONS_DAYS",
+        description="after their end, with all results; 0: for ever",
+    )
+    keep_loose_files_days: float = Field(
+        7.0,
+        ge=0,
+        validation_alias="COGRAM_KEEP_LOOSE_FILES_DAYS",
+        description="uploaded, and never made a checkpoint or dataset; 0: for ever",
+    )
+    keep_unused_inputs_days: float = Field(
+        0,
+        ge=0,
+        validation_alias="COGRAM_KEEP_UNUSED_INPUTS_DAYS",
+        description="checkpoints and datasets that no fusion uses, since they were made; 0: for ever",
+    )
+    keep_idempotent_calls_days: float = Field(
+        2.0,
+        ge=1,
+        validation_alias="COGRAM_KEEP_IDEMPOTENT_CALLS_DAYS",
+        description="answers that are repeated under the same Idempotency-Key",
+    )
+
     examiners: PositiveInt = Field(
         2, validation_alias="COGRAM_EXAMINERS", description="processes that read uploaded headers at once"
     )

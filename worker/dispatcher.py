@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
+from threading import Thread
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -25,6 +24,8 @@ from app.settings import Settings
 from app.store import outbox
 from app.store.database import Database
 from worker.celery_app import RUN_FUSION, app
+from worker.duties import Duties, Duty
+from worker.housekeeping import housekeeping
 from worker.reaper import reap
 from worker.webhooks.publishing import Deliveries
 
@@ -33,7 +34,6 @@ log = structlog.get_logger("worker.dispatcher")
 _BATCH = 100
 _SELDOM_SECONDS = 5.0
 _RARELY_SECONDS = 600.0
-_MOST_BACKOFF_SECONDS = 5.0
 _FINITE = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 
 
@@ -91,55 +91,21 @@ class Dispatcher:
         return self._celery.connection_for_write(transport_options=_FINITE)
 
 
-class Rounds:
-    """Repeats each duty in its own time; one that fails is tried again later and later, and never stops the others."""
+class Rounds(Duties):
+    """All that a dispatcher does without keeping jobs waiting."""
 
     def __init__(self, database: Database, celery: Celery, settings: Settings) -> None:
         dispatcher = Dispatcher(database, celery, settings)
         deliveries = Deliveries(database, celery, settings)
         seldom = min(_SELDOM_SECONDS, settings.lease_seconds / 4)
-        self._duties = [
-            _Duty(dispatcher.publish_new, settings.poll_seconds),
-            _Duty(deliveries.publish_due, settings.poll_seconds),
-            _Duty(dispatcher.publish_lost, seldom),
-            _Duty(lambda: reap(database, settings), seldom),
-            _Duty(deliveries.forget_old, _RARELY_SECONDS),
+        duties = [
+            Duty(dispatcher.publish_new, settings.poll_seconds),
+            Duty(deliveries.publish_due, settings.poll_seconds),
+            Duty(dispatcher.publish_lost, seldom),
+            Duty(lambda: reap(database, settings), seldom),
+            Duty(deliveries.forget_old, _RARELY_SECONDS),
         ]
-        self._outages = (SQLAlchemyError, OperationalError, *celery.connection_for_write().connection_errors)
-
-    def run(self) -> NoReturn:
-        """Until the process ends."""
-        while True:
-            self.attend_due()
-            time.sleep(max(0.0, min(duty.due for duty in self._duties) - time.monotonic()))
-
-    def attend_due(self) -> None:
-        """Each duty whose time has come; at first, all of them."""
-        for duty in self._duties:
-            if duty.due <= time.monotonic():
-                self._attend(duty)
-
-    def _attend(self, duty: _Duty) -> None:
-        try:
-            duty.step()
-        except self._outages as error:
-            duty.failures += 1
-            log.warning("out of reach", error=f"{type(error).__name__}: {error}", failures=duty.failures)
-        except Exception:  # one duty's mistake must not end the others
-            duty.failures += 1
-            log.exception("duty failed", failures=duty.failures)
-        else:
-            duty.failures = 0
-        backoff = min(0.2 * 2**duty.failures, _MOST_BACKOFF_SECONDS) if duty.failures else 0.0
-        duty.due = time.monotonic() + max(duty.every, backoff)
-
-
-@dataclass
-class _Duty:
-    step: Callable[[], object]
-    every: float
-    due: float = 0.0
-    failures: int = 0
+        super().__init__(duties, (SQLAlchemyError, OperationalError, *celery.connection_for_write().connection_errors))
 
 
 def main() -> None:
@@ -153,6 +119,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     database = Database(settings.resolved_database_url)
+    Thread(target=housekeeping(database, settings).run, name="housekeeping", daemon=True).start()
     Rounds(database, app, settings).run()
 
 

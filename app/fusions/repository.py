@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.store.ids import is_id
-from app.store.models import Artifact, Checkpoint, Dataset, Event, Fusion, FusionInput, OutboxMessage
+from app.store.models import Checkpoint, Dataset, Fusion
+from app.store.retention import remove_fusion
 from app.store.states import FusionState
 
 
@@ -44,9 +45,7 @@ def hold_inputs(session: Session, checkpoints: Collection[str], datasets: Collec
 
 def delete_all_of(session: Session, fusion: Fusion) -> None:
     """Removes the fusion and every row that belongs to it."""
-    for table in (Artifact, FusionInput, Event, OutboxMessage):
-        session.execute(delete(table).where(table.fusion_id == fusion.id))
-    session.execute(delete(Fusion).where(Fusion.id == fusion.id))
+    remove_fusion(session, fusion.id)
 
 
 def _own(found: Fusion | None, tenant: str) -> Fusion | None:

@@ -5,12 +5,13 @@ announces it in the database before its bytes get their lasting name; docs/decis
 Knows nothing of what is inside a blob, nor of HTTP.
 """
 
-from app.store.blobs.content import CHUNK, AnnouncedBlob, FoundBlob, StoredBlob
+from app.store.blobs.collector import Collector
+from app.store.blobs.content import CHUNK, AnnouncedBlob, FoundBlob, StorageError, StoredBlob
 from app.store.blobs.incoming import BlobWriter, Incoming
 from app.store.blobs.local import LocalStorage
 from app.store.blobs.rows import BlobCollected, announce, record_blob
 from app.store.blobs.storage import Storage
-from app.store.blobs.store import BlobStore, open_blobs
+from app.store.blobs.store import BlobStore, open_blobs, open_storage
 
 __all__ = [
     "CHUNK",
@@ -18,12 +19,15 @@ __all__ = [
     "BlobCollected",
     "BlobStore",
     "BlobWriter",
+    "Collector",
     "FoundBlob",
     "Incoming",
     "LocalStorage",
     "Storage",
+    "StorageError",
     "StoredBlob",
     "announce",
     "open_blobs",
+    "open_storage",
     "record_blob",
 ]

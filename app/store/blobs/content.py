@@ -28,3 +28,7 @@ class FoundBlob(StoredBlob):
     """Bytes that lie in a storage, whether or not a row tells of them."""
 
     modified: datetime
+
+
+class StorageError(Exception):
+    """The storage is out of reach or refuses; the message names no address and no secret."""

@@ -58,5 +58,9 @@ class BlobStore:
 
 def open_blobs(settings: Settings, database: Database) -> BlobStore:
     """The blobs that the settings name."""
-    incoming = Incoming(settings.incoming_dir)
-    return BlobStore(LocalStorage(settings.blob_dir), incoming, database)
+    return BlobStore(open_storage(settings), Incoming(settings.incoming_dir), database)
+
+
+def open_storage(settings: Settings) -> Storage:
+    """Where ``BLOB_URL`` says, or else the local disk."""
+    return LocalStorage(settings.blob_dir)
