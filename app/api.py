@@ -6,6 +6,7 @@ import argparse
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 
 import h11
 import uvicorn
@@ -17,6 +18,7 @@ from app.listening import check_access, listen
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings
+from app.uploads.tus.envelope import ALWAYS, is_below
 
 _GRACE_SECONDS = 3  # for requests under way when the process is asked to end
 
@@ -30,14 +32,23 @@ class Protocol(H11Protocol):
             return
         if self.conn.our_state is h11.SEND_RESPONSE:
             self.cycle.disconnected = True  # the endpoint's own answer would be a second one
-            self.send_400_response("The body ended before it was complete; nothing was stored. Send it again.")
+            if self.scope is not None and is_below(self.scope["path"]):
+                outcome, headers = "what had come of a chunk without a checksum is kept. HEAD and go on", ALWAYS
+            else:
+                outcome, headers = "nothing was stored. Send it again", {}
+            self._refuse(f"The body ended before it was complete; {outcome}.", headers)
 
     def send_400_response(self, msg: str) -> None:
         """Answers and closes."""
-        answer = problem_response("", status=400, code=BadRequest.code, title=BadRequest.title, detail=msg)
-        headers = [*answer.raw_headers, (b"connection", b"close")]
+        self._refuse(msg, {})
+
+    def _refuse(self, detail: str, headers: Mapping[str, str]) -> None:
+        answer = problem_response(
+            "", status=400, code=BadRequest.code, title=BadRequest.title, detail=detail, headers=headers
+        )
+        closing = [*answer.raw_headers, (b"connection", b"close")]
         for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Response(status_code=400, headers=closing, reason=b"Bad Request"),
             h11.Data(data=bytes(answer.body)),
             h11.EndOfMessage(),
         ):

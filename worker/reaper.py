@@ -11,15 +11,17 @@ from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.store import jobs
+from app.store.abandoned_uploads import remove_abandoned
 from app.store.blobs import Incoming
 from app.store.database import Database
 from app.store.models import Fusion
+from app.store.staging import Staging
 from app.store.states import FINAL, FusionState
 from worker.workspace import attempts, keep_journal, remove_if_empty
 
 log = structlog.get_logger("worker.reaper")
 
-_ABANDONED = timedelta(days=1)  # an upload that has brought nothing for that long
+_ABANDONED = timedelta(days=1)  # an upload by PUT that has brought nothing for that long
 
 
 def reap(database: Database, settings: Settings) -> None:
@@ -31,6 +33,7 @@ def reap(database: Database, settings: Settings) -> None:
     sweep(database, settings.work_dir)
     if settings.incoming_dir.is_dir():
         Incoming(settings.incoming_dir).sweep(_ABANDONED)
+    remove_abandoned(database, Staging(settings.uploads_dir))
 
 
 def sweep(database: Database, work_dir: Path) -> None:

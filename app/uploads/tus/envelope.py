@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.uploads.tus.protocol import VERSION
 
 PREFIX = "/v1/uploads"
+ALWAYS = {"Tus-Resumable": VERSION}
 
 
 def is_below(path: str) -> bool:
@@ -29,7 +30,7 @@ class TusEnvelope:
 
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start" and scope["method"] != "OPTIONS":
-                MutableHeaders(scope=message)["Tus-Resumable"] = VERSION
+                MutableHeaders(scope=message).update(ALWAYS)
             await send(message)
 
         override = Headers(scope=scope).get("X-HTTP-Method-Override")
