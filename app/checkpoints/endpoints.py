@@ -27,7 +27,7 @@ async def create_checkpoint(
     wanted: CheckpointIn, request: Request, response: Response, caller: Uploader, ctx: Ctx
 ) -> CheckpointOut:
     """Make a checkpoint of uploaded files; their headers are checked, and every problem is listed."""
-    candidate = await run_in_threadpool(_gather, ctx, caller.tenant, wanted)
+    candidate = await run_in_threadpool(_gather, ctx, caller.owner, wanted)
     # Outside of transactions: a long header must not stop writers.
     facts = await service.examine(candidate, ctx.blobs, ctx.examiners, request)
     checkpoint = await run_in_threadpool(_create, ctx, caller.owner, candidate, facts)
@@ -75,14 +75,17 @@ def delete_checkpoint(checkpoint_id: str, caller: Uploader, ctx: Ctx) -> None:
         service.delete(session, caller.tenant, checkpoint_id)
 
 
-def _gather(ctx: Context, tenant: str, wanted: CheckpointIn) -> service.Candidate:
-    with ctx.database.reading() as session:
-        return service.gather(session, tenant, wanted)
+def _gather(ctx: Context, owner: Owner, wanted: CheckpointIn) -> service.Candidate:
+    with ctx.database.transaction() if wanted.blobs else ctx.database.reading() as session:
+        return service.gather(session, owner, wanted)
 
 
 def _create(ctx: Context, owner: Owner, candidate: service.Candidate, facts: CheckpointFacts) -> Checkpoint:
     with ctx.database.transaction() as session:
-        return service.create(session, owner, candidate, facts)
+        checkpoint = service.create(session, owner, candidate, facts)
+        if any(file.owner != owner.account for file in candidate.files):
+            ctx.quotas.check_bytes(session, owner)  # what another account brought counts as this one's now
+        return checkpoint
 
 
 def _get(ctx: Context, tenant: str, checkpoint_id: str) -> Checkpoint:

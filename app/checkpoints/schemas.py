@@ -7,17 +7,20 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.uploads.names import Name
-from app.uploads.schemas import UploadedFileOut
+from app.uploads.schemas import HeldFiles, UploadedFileOut
 
 
 class CheckpointIn(BaseModel):
-    """Make a checkpoint of files that were uploaded under ``name``."""
+    """Make a checkpoint of files that were uploaded under ``name``, and of bytes that you have in other things here."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Name
     files: Annotated[list[str], Field(min_length=1, max_length=10_000)] | None = Field(
-        None, description="paths of uploaded files; all that were uploaded under the name, if left out"
+        None, description="paths of uploaded files; all that were uploaded under the name, if both are left out"
+    )
+    blobs: Annotated[HeldFiles, Field(max_length=10_000)] | None = Field(
+        None, description="further files: path to sha256:HEX, for bytes that HEAD /v1/blobs/sha256:HEX finds"
     )
 
 

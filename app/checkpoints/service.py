@@ -19,6 +19,7 @@ from app.store.blobs import BlobStore, StoredBlob
 from app.store.ids import new_checkpoint_id
 from app.store.models import Checkpoint, CheckpointFile, UploadedFile
 from app.store.ownership import Owner
+from app.uploads import held
 from app.uploads import repository as uploads
 from cogram_core.errors import Problem
 
@@ -31,25 +32,32 @@ class Candidate:
     files: tuple[UploadedFile, ...]
 
 
-def gather(session: Session, tenant: str, wanted: CheckpointIn) -> Candidate:
-    """The uploaded files that the request names.
+def gather(session: Session, owner: Owner, wanted: CheckpointIn) -> Candidate:
+    """The uploaded files that the request names; bytes that are here already become some.
 
     Raises:
         FilesMissing: listing every file that is not there.
         PathsConflict: when a path is a file and a folder at once, which no worker could lay out.
     """
-    uploaded = {file.path: file for file in uploads.of_name(session, tenant, "checkpoint", wanted.name)}
-    paths = sorted(set(wanted.files)) if wanted.files is not None else sorted(uploaded)
+    blobs = wanted.blobs or {}
+    problems = held.bring(session, owner, "checkpoint", wanted.name, blobs)
+    uploaded = {file.path: file for file in uploads.of_name(session, owner.tenant, "checkpoint", wanted.name)}
+    all_uploaded = wanted.files is None and wanted.blobs is None
+    paths = sorted(uploaded) if all_uploaded else sorted({*(wanted.files or ()), *blobs})
     if not paths:
         remedy = f"PUT /v1/checkpoints/{wanted.name}/files/model.safetensors first"
         raise FilesMissing.single("name", f"no file was uploaded under the name {wanted.name!r}; {remedy}")
-    missing = [
+    problems += [
+        Problem("blobs", FilesMissing.code, f"{path!r} is in files and in blobs; name it in one of them")
+        for path in sorted(set(wanted.files or ()) & set(blobs))
+    ]
+    problems += [
         Problem("files", FilesMissing.code, f"{path!r} was not uploaded under the name {wanted.name!r}; PUT it first")
         for path in paths
-        if path not in uploaded
+        if path not in uploaded and path not in blobs
     ]
-    if missing:
-        raise FilesMissing(f"{len(missing)} of the files were not uploaded.", errors=missing)
+    if problems:
+        raise FilesMissing(f"{len(problems)} of the files were not uploaded.", errors=problems)
     _check_folders(paths)
     return Candidate(wanted.name, tuple(uploaded[path] for path in paths))
 

@@ -27,7 +27,7 @@ async def create_dataset(
     wanted: DatasetIn, request: Request, response: Response, caller: Uploader, ctx: Ctx
 ) -> DatasetOut:
     """Make a dataset of an uploaded file; it is checked, and every problem is listed."""
-    file = await run_in_threadpool(_gather, ctx, caller.tenant, wanted)
+    file = await run_in_threadpool(_gather, ctx, caller.owner, wanted)
     # Outside of transactions: a long look must not stop writers.
     facts = await service.examine(file, ctx.blobs, ctx.examiners, request)
     dataset = await run_in_threadpool(_create, ctx, caller.owner, file, facts)
@@ -64,14 +64,17 @@ def delete_dataset(dataset_id: str, caller: Uploader, ctx: Ctx) -> None:
         service.delete(session, caller.tenant, dataset_id)
 
 
-def _gather(ctx: Context, tenant: str, wanted: DatasetIn) -> UploadedFile:
-    with ctx.database.reading() as session:
-        return service.gather(session, tenant, wanted)
+def _gather(ctx: Context, owner: Owner, wanted: DatasetIn) -> UploadedFile:
+    with ctx.database.transaction() if wanted.blobs else ctx.database.reading() as session:
+        return service.gather(session, owner, wanted)
 
 
 def _create(ctx: Context, owner: Owner, file: UploadedFile, facts: DatasetFacts) -> Dataset:
     with ctx.database.transaction() as session:
-        return service.create(session, owner, file, facts)
+        dataset = service.create(session, owner, file, facts)
+        if file.owner != owner.account:
+            ctx.quotas.check_bytes(session, owner)  # what another account brought counts as this one's now
+        return dataset
 
 
 def _out(dataset: Dataset) -> DatasetOut:

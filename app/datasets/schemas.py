@@ -7,18 +7,21 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.uploads.names import Name
-from app.uploads.schemas import UploadedFileOut
+from app.uploads.schemas import HeldFiles, UploadedFileOut
 from cogram_core.preflight import LossKind
 
 
 class DatasetIn(BaseModel):
-    """Make a dataset of the file that was uploaded under ``name``."""
+    """Make a dataset of the file that was uploaded under ``name``, or of bytes that you have in other things here."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Name
     files: Annotated[list[str], Field(min_length=1, max_length=1)] | None = Field(
         None, description="the path of the uploaded file; may be left out where only one was uploaded"
+    )
+    blobs: Annotated[HeldFiles, Field(max_length=1)] | None = Field(
+        None, description="instead of files: its path to sha256:HEX, for bytes that HEAD /v1/blobs/sha256:HEX finds"
     )
 
 

@@ -12,20 +12,29 @@ from starlette.requests import Request
 from app.datasets import repository
 from app.datasets.errors import DatasetInUse, DatasetNotFound, FileChanged, FileMissing
 from app.datasets.schemas import DatasetIn
+from app.errors import summary
 from app.examining.examiners import Examiners
 from app.store.blobs import BlobStore, StoredBlob
 from app.store.ids import new_dataset_id
 from app.store.models import Dataset, UploadedFile
 from app.store.ownership import Owner
+from app.uploads import held
 from app.uploads import repository as uploads
 from cogram_core.errors import InvalidInput, Problem
 from cogram_core.preflight import DatasetFacts
 
 
-def gather(session: Session, tenant: str, wanted: DatasetIn) -> UploadedFile:
-    """The uploaded file that the request means."""
-    uploaded = uploads.of_name(session, tenant, "dataset", wanted.name)
-    chosen = [file for file in uploaded if wanted.files is None or file.path in wanted.files]
+def gather(session: Session, owner: Owner, wanted: DatasetIn) -> UploadedFile:
+    """The uploaded file that the request means; bytes that are here already become one."""
+    blobs = wanted.blobs or {}
+    problems = held.bring(session, owner, "dataset", wanted.name, blobs)
+    if blobs and wanted.files:
+        problems.append(Problem("files", FileMissing.code, "a dataset is one file; leave out files, or blobs"))
+    if problems:
+        raise FileMissing(summary(problems), errors=problems)
+    uploaded = uploads.of_name(session, owner.tenant, "dataset", wanted.name)
+    named = wanted.files or list(blobs)
+    chosen = [file for file in uploaded if not named or file.path in named]
     if len(chosen) == 1:
         return chosen[0]
     if chosen:

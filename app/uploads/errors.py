@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.errors import (
     BadRequest,
     InsufficientStorage,
+    NotFound,
     RequestTimeout,
     TooLarge,
     Unavailable,
@@ -35,6 +36,12 @@ class DigestUnreadable(Unprocessable):
     """A digest header that can't be read."""
 
     code, title = "upload.digest_header", "Unreadable digest header"
+
+
+class BlobNotHeld(NotFound):
+    """The tenant has no such bytes."""
+
+    code, title = "blob.not_held", "No such bytes"
 
 
 class Truncated(BadRequest):

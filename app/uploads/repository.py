@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
 from app.store.blobs import StoredBlob
-from app.store.models import UploadedFile, utc_now
+from app.store.models import (
+    Artifact,
+    Checkpoint,
+    CheckpointFile,
+    Dataset,
+    Fusion,
+    UploadedFile,
+    utc_now,
+)
 from app.store.ownership import Owner
+
+_BATCH = 500
 
 
 def put(session: Session, owner: Owner, kind: str, name: str, path: str, stored: StoredBlob) -> None:
@@ -26,12 +36,36 @@ def put(session: Session, owner: Owner, kind: str, name: str, path: str, stored:
     )
 
 
+def get(session: Session, tenant: str, kind: str, name: str, path: str) -> UploadedFile | None:
+    """The file uploaded under a name and path and not yet used."""
+    return session.get(UploadedFile, (tenant, kind, name, path))
+
+
 def of_name(session: Session, tenant: str, kind: str, name: str) -> Sequence[UploadedFile]:
     """The files uploaded under a name and not yet used, by path."""
     chosen = select(UploadedFile).where(
         UploadedFile.tenant == tenant, UploadedFile.kind == kind, UploadedFile.name == name
     )
     return session.scalars(chosen.order_by(UploadedFile.path)).all()
+
+
+def sizes_of_held(session: Session, tenant: str, digests: Sequence[str]) -> dict[str, int]:
+    """Which of the blobs the tenant has in any of its things, with their sizes."""
+    found: dict[str, int] = {}
+    for begin in range(0, len(digests), _BATCH):
+        some = digests[begin : begin + _BATCH]
+        of_checkpoints = select(CheckpointFile.digest, CheckpointFile.size).join(Checkpoint)
+        of_fusions = select(Artifact.digest, Artifact.size).join(Fusion)
+        everywhere = union_all(
+            select(UploadedFile.digest, UploadedFile.size).where(
+                UploadedFile.tenant == tenant, UploadedFile.digest.in_(some)
+            ),
+            of_checkpoints.where(Checkpoint.tenant == tenant, CheckpointFile.digest.in_(some)),
+            select(Dataset.digest, Dataset.size).where(Dataset.tenant == tenant, Dataset.digest.in_(some)),
+            of_fusions.where(Fusion.tenant == tenant, Artifact.digest.in_(some)),
+        )
+        found.update((digest, size) for digest, size in session.execute(everywhere))
+    return found
 
 
 def take(session: Session, file: UploadedFile) -> bool:

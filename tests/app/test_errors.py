@@ -12,6 +12,7 @@ from app.main import create_app
 from tests.app.conftest import running, small
 from tests.app.factories import Service
 
+_TUS = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
 MEMBERS = {"type", "title", "status", "code", "detail", "instance", "request_id", "errors"}
 
 
@@ -124,9 +125,9 @@ def test_every_route_answers_an_unknown_id_with_what_it_declares(sqlite_service:
         if "_id}" not in path:
             continue
         url = path.replace("{path}", "x")
-        for name in ("fusion_id", "checkpoint_id", "dataset_id"):
+        for name in ("fusion_id", "checkpoint_id", "dataset_id", "upload_id"):
             url = url.replace("{" + name + "}", "unknown")
         for method, operation in operations.items():
-            answer = sqlite_service.http.request(method, url)
+            answer = sqlite_service.http.request(method, url, headers=_TUS if "upload_id" in path else {})
             assert answer.status_code == 404, (method, path)
             assert "404" in operation["responses"]

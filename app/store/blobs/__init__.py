@@ -9,7 +9,7 @@ from app.store.blobs.collector import Collector
 from app.store.blobs.content import CHUNK, AnnouncedBlob, FoundBlob, StorageError, StoredBlob
 from app.store.blobs.incoming import BlobWriter, Incoming
 from app.store.blobs.local import LocalStorage
-from app.store.blobs.rows import BlobCollected, announce, record_blob
+from app.store.blobs.rows import BlobCollected, announce, hold, record_blob
 from app.store.blobs.storage import Storage
 from app.store.blobs.store import BlobStore, open_blobs, open_storage
 
@@ -27,6 +27,7 @@ __all__ = [
     "StorageError",
     "StoredBlob",
     "announce",
+    "hold",
     "open_blobs",
     "open_storage",
     "record_blob",

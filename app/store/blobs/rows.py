@@ -47,11 +47,22 @@ def record_blob(session: Session, blob: AnnouncedBlob) -> None:
     Raises:
         BlobCollected: when the row of the announcement is gone, and the bytes with it.
     """
-    same = (Blob.digest == blob.digest, Blob.created_at == blob.since)
+    same = (Blob.digest == blob.digest,)
     touched = session.execute(update(Blob).where(*same).values(touched_at=_now(session)))
     assert isinstance(touched, CursorResult)
     if touched.rowcount != 1:
         raise BlobCollected(f"blob {blob.digest} was collected before it was recorded")
+
+
+def hold(session: Session, digests: Iterable[str]) -> set[str]:
+    """Touches the rows of blobs that are there, and holds them until the transaction ends; which of them there are."""
+    found = set()
+    for digest in sorted(set(digests)):  # in the order of announcements
+        touched = session.execute(update(Blob).where(Blob.digest == digest).values(touched_at=_now(session)))
+        assert isinstance(touched, CursorResult)
+        if touched.rowcount == 1:
+            found.add(digest)
+    return found
 
 
 def _is_postgresql(session: Session) -> bool:
