@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.context import Context
-from app.errors import BadRequest, problem_response
 from app.listening import check_access, listen
 from app.logs import configure_logging
 from app.main import create_app
+from app.protocol import Protocol
 from app.settings import Settings
-from app.uploads.tus.envelope import ALWAYS, is_below
+from app.tracing import start_tracing
 
+_MOST_FILES = 65_536
 _GRACE_SECONDS = 3  # for requests under way when the process is asked to end
-
-
-class Protocol(H11Protocol):
-    """HTTP/1.1, which tells even of a request that is no HTTP in the service's own way."""
-
-    def eof_received(self) -> None:
-        """A sender that ends in the middle of a body may still listen: it is told, before the connection closes."""
-        if self.cycle is None or self.conn.their_state is not h11.SEND_BODY:
-            return
-        if self.conn.our_state is h11.SEND_RESPONSE:
-            self.cycle.disconnected = True  # the endpoint's own answer would be a second one
-            if self.scope is not None and is_below(self.scope["path"]):
-                outcome, headers = "what had come of a chunk without a checksum is kept. HEAD and go on", ALWAYS
-            else:
-                outcome, headers = "nothing was stored. Send it again", {}
-            self._refuse(f"The body ended before it was complete; {outcome}.", headers)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answers and closes."""
-        self._refuse(msg, {})
-
-    def _refuse(self, detail: str, headers: Mapping[str, str]) -> None:
-        answer = problem_response(
-            "", status=400, code=BadRequest.code, title=BadRequest.title, detail=detail, headers=headers
-        )
-        closing = [*answer.raw_headers, (b"connection", b"close")]
-        for event in (
-            h11.Response(status_code=400, headers=closing, reason=b"Bad Request"),
-            h11.Data(data=bytes(answer.body)),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -77,6 +43,9 @@ def make_server(settings: Settings) -> Server:
         lifespan="on",
         http=Protocol,
         timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        h11_max_incomplete_event_size=2 * settings.max_head_bytes,  # what is less is counted, and told of properly
+        reset_contextvars=True,  # else a second request on a connection begins with what was bound for the first
     )
     return Server(config)
 
@@ -104,7 +73,17 @@ def _run(settings: Settings, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     configure_logging()
+    start_tracing("api")
+    _allow_many_files()
     make_server(settings).run(sockets=[listener])
+
+
+def _allow_many_files() -> None:
+    """Every connection is an open file, and most systems begin with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

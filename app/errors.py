@@ -39,7 +39,7 @@ from cogram_core.recipe.wording import WORDS
 
 MEDIA_TYPE = "application/problem+json"
 _UNREGISTERED = {460: "Checksum Mismatch"}  # tus 1.0 has it, the registry of statuses hasn't
-_OF_ANY_CALL = (401, 403, 421, 422, 429, 500, 503)
+_OF_ANY_CALL = (401, 403, 414, 421, 422, 429, 431, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
     "string_pattern_mismatch": "must match {pattern}",

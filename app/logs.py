@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, on stderr, from this code and from libraries alike."""
+"""Logs: one JSON object a line, on stderr, from this code and from libraries alike; never with a secret in it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import sys
 
 import structlog
 
+from app.redaction import redact
+
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Sends everything through structlog's JSON renderer."""
+    """Sends everything through structlog's JSON renderer: uvicorn, Celery, Alembic and Python's warnings, too."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -29,6 +31,7 @@ def configure_logging(level: int = logging.INFO) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                redact,  # last, so that it sees tracebacks and what libraries wrote
                 structlog.processors.JSONRenderer(),
             ],
         )
@@ -36,3 +39,5 @@ def configure_logging(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    logging.captureWarnings(True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request, with the whole URL

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-ID"
 _ACCEPTABLE = re.compile(r"[A-Za-z0-9._-]{1,128}")  # what a caller may choose; anything else could forge log lines
+_MOST_AGENT = 120  # characters
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _log = structlog.get_logger("app.request")
 
@@ -47,10 +48,11 @@ class RequestScope:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         began = time.monotonic()
-        status = 0
+        status, sent = 0, 0
 
         async def labelled(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
+            sent += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[HEADER] = request_id
@@ -64,5 +66,13 @@ class RequestScope:
                 raise  # half an answer is out: only closing the connection tells the caller
             await self._last_resort(scope["path"])(scope, receive, labelled)
         finally:
-            elapsed = round((time.monotonic() - began) * 1000, 1)
-            _log.info("request", method=scope["method"], path=scope["path"], status=status, elapsed_ms=elapsed)
+            _log.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],  # without the query: what stands there is nobody's business
+                status=status,
+                elapsed_ms=round((time.monotonic() - began) * 1000, 1),
+                sent_bytes=sent,
+                peer=(scope.get("client") or (None,))[0],
+                agent=Headers(scope=scope).get("User-Agent", "")[:_MOST_AGENT],
+            )

@@ -52,6 +52,27 @@ class Settings(BaseSettings):
         description="in each such span; less is 408, too",
     )
     max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
+    max_json_depth: PositiveInt = Field(64, validation_alias="COGRAM_MAX_JSON_DEPTH", description="of a recipe")
+    max_head_bytes: PositiveInt = Field(
+        32 * 2**10, validation_alias="COGRAM_MAX_HEAD_BYTES", description="of all headers together"
+    )
+    max_headers: PositiveInt = Field(100, validation_alias="COGRAM_MAX_HEADERS")
+    max_target_bytes: PositiveInt = Field(
+        8 * 2**10, validation_alias="COGRAM_MAX_TARGET_BYTES", description="of the path and query of a request"
+    )
+    max_connections: PositiveInt = Field(4096, validation_alias="COGRAM_MAX_CONNECTIONS")
+    max_requests: PositiveInt = Field(
+        2048, validation_alias="COGRAM_MAX_REQUESTS", description="answered at once; long polls and followers count"
+    )
+    max_requests_per_peer: PositiveInt = Field(
+        1024, validation_alias="COGRAM_MAX_REQUESTS_PER_PEER", description="the same, of one address"
+    )
+    head_seconds: PositiveFloat = Field(
+        20.0, validation_alias="COGRAM_HEAD_SECONDS", description="until the head of a request is whole"
+    )
+    keep_alive_seconds: PositiveInt = Field(
+        30, validation_alias="COGRAM_KEEP_ALIVE_SECONDS", description="an idle connection stays open so long"
+    )
 
     blob_url: str | None = Field(
         None, validation_alias="BLOB_URL", description="s3://bucket/prefix, gs:// or az://; else the local disk"

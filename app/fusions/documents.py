@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -16,6 +18,8 @@ from cogram_core.errors import Problem, RecipeError
 from cogram_core.recipe import Recipe
 from cogram_core.recipe.reading import read_text
 
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one that is never closed reaches to the end
+_NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 _YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 
 
@@ -30,7 +34,8 @@ async def read_document(request: Request) -> Mapping[str, Any]:
     if media not in _YAML and media != "application/json":
         raise NotARecipe(f"Content-Type {media or 'is missing'}: send application/json or application/yaml.")
     body = await request.body()
-    return await run_in_threadpool(_parse, body, media == "application/json")
+    depth = request.app.state.context.settings.max_json_depth
+    return await run_in_threadpool(_parse, body, media == "application/json", depth)
 
 
 def recipe_schema() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,9 +47,11 @@ def recipe_schema() -> tuple[dict[str, Any], dict[str, Any]]:
     return {"requestBody": {"required": True, "content": content}}, {"Recipe": schema, **parts}
 
 
-def _parse(body: bytes, is_json: bool) -> Mapping[str, Any]:
+def _parse(body: bytes, is_json: bool, depth: int) -> Mapping[str, Any]:
     try:
         text = body.decode("utf-8")
+        if is_json and (found := _nesting(text)) > depth:
+            _unreadable(f"is nested {found} deep; at most {depth} are taken (COGRAM_MAX_JSON_DEPTH)")
         document = _parse_json(text) if is_json else read_text(text, "recipe")
         # What the database can't hold as text: lone surrogates and NUL.
         if "\x00" in json.dumps(document, ensure_ascii=False, default=str).encode().decode().replace("\\u0000", "\x00"):
@@ -54,6 +61,12 @@ def _parse(body: bytes, is_json: bool) -> Mapping[str, Any]:
     except (UnicodeError, RecursionError, ValueError) as error:
         _unreadable(f"is not well-formed: {error}", error)
     return document
+
+
+def _nesting(text: str) -> int:
+    """How deep brackets stand in brackets; those in strings don't count."""
+    brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text))
+    return max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
 
 
 def _parse_json(text: str) -> Mapping[str, Any]:
