@@ -11,9 +11,10 @@ SIDE_BY_SIDE := tests/core tests/bench tests/store tests/app
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard cogram_core/evaluation/*.[ch])
+$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard tests/clients/package*.json) $(wildcard cogram_core/evaluation/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
 
 demo: setup
