@@ -47,7 +47,7 @@ def record_blob(session: Session, blob: AnnouncedBlob) -> None:
     Raises:
         BlobCollected: when the row of the announcement is gone, and the bytes with it.
     """
-    same = (Blob.digest == blob.digest,)
+    same = (Blob.digest == blob.digest, Blob.created_at == blob.since)
     touched = session.execute(update(Blob).where(*same).values(touched_at=_now(session)))
     assert isinstance(touched, CursorResult)
     if touched.rowcount != 1:
