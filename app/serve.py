@@ -68,13 +68,19 @@ class _Supervisor:
             Program(
                 "api",
                 (python, "-m", "app.api", "--fd", str(listener.fileno())),
-                environment,
+                environment | _metrics_port(settings, 0),
                 descriptors=(listener.fileno(),),  # held here, so that callers wait while a new API starts
             )
         )
         self._others = [
-            Child(Program("dispatcher", (python, "-m", "worker.dispatcher"), environment)),
-            Child(Program("worker", (python, "-m", "worker", "--queues", _QUEUES), environment)),
+            Child(Program("dispatcher", (python, "-m", "worker.dispatcher"), environment | _metrics_port(settings, 1))),
+            Child(
+                Program(
+                    "worker",
+                    (python, "-m", "worker", "--queues", _QUEUES),
+                    environment | _metrics_port(settings, 2),
+                )
+            ),
         ]
 
     def run(self, stop: _Stop, on_ready: Callable[[str], None]) -> None:
@@ -130,6 +136,11 @@ class _Supervisor:
 
     def _all(self) -> list[Child]:
         return [*self._broker_children, self._api, *self._others]
+
+
+def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
+    """The API has the port that is set; dispatcher and worker have the two after it."""
+    return {"COGRAM_METRICS_PORT": str(settings.metrics_port + place)} if settings.metrics_port else {}
 
 
 def _answers(ask: Callable[[], None]) -> bool:

@@ -15,6 +15,7 @@ from kombu.utils.objects import cached_property
 from app.logs import configure_logging
 from app.settings import Settings
 from worker import recovery
+from worker.metrics import forget_in_child, serve_worker
 from worker.preload import preload
 
 RUN_FUSION = "fusions.run"
@@ -78,6 +79,8 @@ def _configure_logs(**_signal: Any) -> None:
 
 signals.setup_logging.connect(_configure_logs, weak=False)
 signals.worker_init.connect(preload, weak=False)
+signals.worker_init.connect(serve_worker, weak=False)
+signals.worker_process_init.connect(forget_in_child, weak=False)
 signals.task_failure.connect(recovery.on_task_failure, weak=False)
 signals.worker_shutting_down.connect(recovery.on_shutting_down, weak=False)
 signals.worker_shutdown.connect(recovery.on_shutdown, weak=False)

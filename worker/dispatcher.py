@@ -26,6 +26,7 @@ from app.store.database import Database
 from worker.celery_app import RUN_FUSION, app
 from worker.duties import Duties, Duty
 from worker.housekeeping import housekeeping
+from worker.metrics import serve_dispatcher
 from worker.reaper import reap
 from worker.webhooks.publishing import Deliveries
 
@@ -120,7 +121,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, end)
     database = Database(settings.resolved_database_url)
     Thread(target=housekeeping(database, settings).run, name="housekeeping", daemon=True).start()
-    Rounds(database, app, settings).run()
+    rounds = Rounds(database, app, settings)
+    serve_dispatcher(settings, database, rounds)
+    rounds.run()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,12 @@ class Duties:
     def __init__(self, duties: Sequence[Duty], outages: tuple[type[BaseException], ...]) -> None:
         self._duties = duties
         self._outages = outages
+        self.last_round = time.time()  # for those who watch
+
+    @property
+    def failing(self) -> int:
+        """How many duties could not be done when they were last tried."""
+        return sum(duty.failures > 0 for duty in self._duties)
 
     def run(self) -> NoReturn:
         """Until the process ends."""
@@ -42,6 +48,7 @@ class Duties:
         for duty in self._duties:
             if duty.due <= time.monotonic():
                 self._attend(duty)
+        self.last_round = time.time()
 
     def _attend(self, duty: Duty) -> None:
         try:

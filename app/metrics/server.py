@@ -44,14 +44,14 @@ class MetricsServer:
 
 
 def serve_metrics(settings: Settings, role: str, registry: CollectorRegistry) -> MetricsServer | None:
-    """Answers scrapes until it is closed; None where no port is set.
-
-    Raises:
-        OSError: when the port is taken.
-    """
+    """Answers scrapes until it is closed; None where no port is set, or it can't be had: the service goes on unwatched."""
     if not settings.metrics_port:
         return None
-    server, thread = start_http_server(settings.metrics_port, settings.metrics_host, registry)
     address = f"http://{settings.metrics_host}:{settings.metrics_port}/metrics"
+    try:
+        server, thread = start_http_server(settings.metrics_port, settings.metrics_host, registry)
+    except OSError as error:
+        _log.error("metrics.not_served", role=role, address=address, error=str(error))
+        return None
     _log.info("metrics.served", role=role, address=address)
     return MetricsServer(role, address, server, thread)
