@@ -1,0 +1,66 @@
+"""Kills parts and fills the disk, as the plan has it, while callers are at work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import psutil
+
+from tests.chaos.disk import Disk
+from tests.chaos.plan import Filling
+from tests.chaos.stacks import Stack
+from tests.chaos.tally import Tally
+
+_LOOK_SECONDS = 0.05
+_WAIT_FOR_PART = 15.0
+
+
+class Disturbance:
+    """Runs in the main thread, which is the one that may start children; it keeps the stack running as well."""
+
+    def __init__(self, stack: Stack, disk: Disk, tally: Tally, kills: Iterator[tuple[float, str]]) -> None:
+        self._stack = stack
+        self._disk = disk
+        self._tally = tally
+        self._kills = kills
+        self._pause, self._part = next(self._kills)
+        self._due = time.monotonic() + self._pause
+
+    def go_on(self, ended: Callable[[], float], fillings: Sequence[Filling], until: float) -> None:
+        """Until all is ended, or the time is over; ``ended`` tells the share of deeds that are."""
+        left = list(fillings)
+        while ended() < 1.0 and time.monotonic() < until:
+            self._step(_LOOK_SECONDS)
+            if left and ended() >= left[0].share:
+                self._fill(left.pop(0))
+
+    def watch(self, seconds: float) -> None:
+        """Keeps the stack running and harms nobody."""
+        self._stack.keep_running()
+        time.sleep(seconds)
+
+    def _fill(self, filling: Filling) -> None:
+        with self._tally.full_disk():
+            self._disk.fill(filling.seconds, self._step)
+
+    def _step(self, seconds: float) -> None:
+        self.watch(seconds)
+        if time.monotonic() < self._due:
+            return
+        if self._kill() or time.monotonic() > self._due + _WAIT_FOR_PART:
+            self._pause, self._part = next(self._kills)
+            self._due = time.monotonic() + self._pause
+
+    def _kill(self) -> bool:
+        """Whether the part was there to be killed; one that is just being started again is waited for."""
+        process = self._stack.part(self._part)
+        if process is None:
+            return False
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            return False
+        self._tally.count(f"kills: {self._part}")
+        self._tally.note(f"killed {self._part} ({process.pid})")
+        return True
