@@ -1,4 +1,4 @@
-"""What every endpoint may reach: settings, database, blobs, the event bell, who reads headers. Made once a process."""
+"""What every endpoint may reach: settings, database, blobs, event bell, who reads headers, quotas. Made once a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from app.examining.examiners import Examiners
 from app.fusions.bell import Bell
+from app.quotas import Quotas
 from app.settings import Settings
 from app.store.blobs import BlobStore
 from app.store.database import Database
@@ -25,6 +26,7 @@ class Context:
     staging: Staging
     bell: Bell
     examiners: Examiners
+    quotas: Quotas
 
 
 def _context(request: Request) -> Context:

@@ -25,11 +25,16 @@ from app.fusions.events import router as events
 from app.fusions.trace_process import TraceReaders
 from app.fusions.traces import router as traces
 from app.host_check import HostCheck
+from app.metrics.requests import MeasuredRequests, RequestMetrics
+from app.metrics.server import new_registry, serve_metrics
+from app.quotas import Quotas
+from app.request_limits import RequestLimits
 from app.request_scope import RequestScope
 from app.settings import Settings
 from app.store.blobs import open_blobs
 from app.store.database import Database
 from app.store.staging import Staging
+from app.traced_requests import TracedRequests
 from app.uploads.endpoints import router as uploads
 from app.uploads.tus.endpoints import router as tus
 from app.uploads.tus.envelope import TusEnvelope
@@ -50,13 +55,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     database = Database(chosen.resolved_database_url)
+    blobs = open_blobs(chosen, database)
     app.state.context = Context(
         chosen,
         database,
-        open_blobs(chosen, database),
+        blobs,
         Staging(chosen.uploads_dir),
         Bell(database, poll_seconds=chosen.poll_seconds),
         Examiners(chosen),
+        Quotas.of(chosen, blobs.incoming.free_bytes),
     )
     app.state.trace_readers = TraceReaders()
     v1 = APIRouter(prefix="/v1")
@@ -80,7 +87,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit=chosen.max_json_bytes)
     app.add_middleware(Authentication, gate=Gate(chosen, database), settings=chosen)
     app.add_middleware(HostCheck, settings=chosen)
+    app.add_middleware(RequestLimits, settings=chosen)
     app.add_middleware(RequestScope, last_resort=errors.internal_error)
+    app.add_middleware(TracedRequests)
+    app.state.metrics = new_registry()
+    app.add_middleware(MeasuredRequests, metrics=RequestMetrics(app.state.metrics))
     app.add_middleware(TusEnvelope)
     app.openapi = lambda: _openapi(app, chosen.credentials_required)  # type: ignore[method-assign]
     return app
@@ -90,7 +101,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.examiners.warm()
+    metrics = serve_metrics(context.settings, "api", app.state.metrics)
     yield
+    if metrics is not None:
+        metrics.close()
     context.bell.close()
     await context.examiners.close()
     context.database.close()

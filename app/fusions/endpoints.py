@@ -27,7 +27,7 @@ Document = Annotated[Mapping[str, Any], Depends(read_document)]
 _RECIPE_BODY, RECIPE_SCHEMAS = recipe_schema()
 
 
-@router.post("", status_code=202, responses=declared(400, 413, 415, 503), openapi_extra=_RECIPE_BODY)
+@router.post("", status_code=202, responses=declared(400, 413, 415, 503, 507), openapi_extra=_RECIPE_BODY)
 async def create_fusion(document: Document, request: Request, response: Response, caller: Fuser, ctx: Ctx) -> FusionOut:
     """Queue a fusion. A recipe that can't be run is refused with every problem listed."""
     checked = await _checked(ctx, caller.tenant, document, request)
@@ -119,8 +119,9 @@ def _resolve(ctx: Context, tenant: str, document: Mapping[str, Any]) -> checking
 
 
 def _submit(ctx: Context, owner: Owner, checked: checking.Checked) -> Fusion:
+    ctx.quotas.check_disk()
     with ctx.database.transaction() as session:
-        return service.submit(session, owner, checked)
+        return service.submit(session, owner, checked, ctx.quotas)
 
 
 def _look(ctx: Context, tenant: str, fusion_id: str) -> FusionOut:

@@ -17,6 +17,7 @@ from app.fusions.errors import (
     NotFinished,
     RecipeRefused,
 )
+from app.quotas import Quotas
 from app.request_scope import current_request_id
 from app.store import jobs
 from app.store.models import Artifact, Fusion
@@ -28,11 +29,12 @@ from cogram_core.errors import Problem
 TRACE_PATH = "trace.parquet"
 
 
-def submit(session: Session, owner: Owner, checked: Checked) -> Fusion:
+def submit(session: Session, owner: Owner, checked: Checked, quotas: Quotas) -> Fusion:
     """Queues the job; its row and the message to the queue are one transaction.
 
     Raises:
         RecipeRefused: listing every problem.
+        BytesUsedUp, FusionsUsedUp, TooManyAtOnce: when the account has no room for it.
     """
     if checked.problems or checked.recipe is None:
         raise RecipeRefused(summary(checked.problems), errors=checked.problems)
@@ -45,7 +47,9 @@ def submit(session: Session, owner: Owner, checked: Checked) -> Fusion:
         ]
         raise RecipeRefused(summary(problems), errors=problems)
     origin = jobs.Origin(current_request_id(), current_traceparent())
-    return jobs.submit(session, owner, checked.recipe.to_document(), wanted, origin)
+    fusion = jobs.submit(session, owner, checked.recipe.to_document(), wanted, origin)
+    quotas.check_fusions(session, owner)
+    return fusion
 
 
 def get(session: Session, tenant: str, fusion_id: str) -> Fusion:

@@ -30,9 +30,21 @@ def check_request(name: str, path: str, headers: Headers, limit: int) -> None:
         raise NotARawBody("Send the file itself as the body (curl -T FILE URL), not a form.")
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise NotARawBody("Send the file's own bytes, without Content-Encoding.")
-    announced = headers.get("Content-Length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    announced = announced_length(headers)
+    if announced is not None and announced > limit:
         raise _too_large(limit)
+
+
+def announced_length(headers: Headers) -> int | None:
+    """How many bytes the request says will come."""
+    announced = headers.get("Content-Length", "")
+    return int(announced) if announced.isdecimal() else None
+
+
+def replaced_bytes(session: Session, owner: Owner, kind: Kind, name: str, path: str) -> int:
+    """How much of what the account stores goes when it stores another file under this name and path."""
+    before = repository.get(session, owner.tenant, kind, name, path)
+    return before.size if before is not None and before.owner == owner.account else 0
 
 
 async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers, limit: int) -> AnnouncedBlob:
@@ -78,8 +90,8 @@ async def _write_all(writer: BlobWriter, body: AsyncIterator[bytes], limit: int)
 
 
 def _check_complete(writer: BlobWriter, headers: Headers) -> None:
-    announced = headers.get("Content-Length", "")
-    if announced.isdecimal() and int(announced) != writer.size:
+    announced = announced_length(headers)
+    if announced is not None and announced != writer.size:
         raise Truncated(f"{announced} bytes were announced and {writer.size} came; nothing was stored.")
     _check_digests(expected_digests(headers), writer.digest)
 

@@ -148,6 +148,12 @@ def settings(database_url: str, broker_server: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
+def sqlite_settings(sqlite_url: str, broker_server: str, tmp_path: Path) -> Settings:
+    """The same on SQLite alone, for tests that never come to a database."""
+    return small(tmp_path, sqlite_url, broker_server)
+
+
+@pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on."""
     with listen("127.0.0.1", 0) as listener:

@@ -144,8 +144,8 @@ def test_a_service_that_needs_no_key_still_looks_at_one(service: Service) -> Non
         assert service.http.get("/v1/fusions", headers={"Authorization": of_a_proxy}).status_code == 200
 
 
-def test_keys_cant_be_guessed_fast_and_a_good_one_goes_on(settings: Settings) -> None:
-    with running(guarded_by_keys(settings, auth_failures_per_minute=5, key_cache_seconds=10)) as started:
+def test_keys_cant_be_guessed_fast_and_a_good_one_goes_on(sqlite_settings: Settings) -> None:
+    with running(guarded_by_keys(sqlite_settings, auth_failures_per_minute=5, key_cache_seconds=10)) as started:
         guarded = Guarded(started)
         with guarded.client(guarded.key()) as good, guarded.client(new_key()) as guesser:
             assert good.get("/v1/fusions").status_code == 200
@@ -159,8 +159,8 @@ def test_keys_cant_be_guessed_fast_and_a_good_one_goes_on(settings: Settings) ->
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_the_contract_says_what_needs_a_key(settings: Settings, required: bool) -> None:
-    document = create_app(settings.model_copy(update={"require_keys": required})).openapi()
+def test_the_contract_says_what_needs_a_key(sqlite_settings: Settings, required: bool) -> None:
+    document = create_app(sqlite_settings.model_copy(update={"require_keys": required})).openapi()
     assert ("securitySchemes" in document["components"]) is required
     for path, operations in document["paths"].items():
         for operation in operations.values():

@@ -51,14 +51,14 @@ def test_a_page_of_the_service_itself_may_act(sqlite_service: Service) -> None:
         assert answer.status_code == 201
 
 
-def test_names_of_the_service_are_answered_and_their_pages_may_act(settings: Settings) -> None:
-    with running(settings.model_copy(update={"allowed_hosts": ("fuse.example",)})) as started:
+def test_names_of_the_service_are_answered_and_their_pages_may_act(sqlite_settings: Settings) -> None:
+    with running(sqlite_settings.model_copy(update={"allowed_hosts": ("fuse.example",)})) as started:
         url = "/v1/checkpoints/a/files/b.json"
         named = {"Host": "fuse.example", "Origin": "https://fuse.example"}
         assert started.http.put(url, headers=named, content=b"{}").status_code == 201
         assert started.http.put(url, content=b"{}").status_code == 201
         assert started.http.get("/v1/fusions", headers={"Host": "other.example"}).status_code == 421
-    with running(guarded_by_keys(settings, allowed_hosts=("fuse.example",))) as started:
+    with running(guarded_by_keys(sqlite_settings, allowed_hosts=("fuse.example",))) as started:
         assert started.http.get("/v1/fusions", headers={"Host": "fuse.example"}).status_code == 401
         assert started.http.get("/v1/fusions", headers={"Host": "other.example"}).status_code == 421
 
@@ -100,10 +100,10 @@ def test_an_identity_provider_is_described_in_full_and_asked_over_https() -> Non
     ("address", "status"), [("192.0.2.1", 403), ("[2001:db8::1]", 403), ("127.0.0.1", 200), ("[::1]", 200)]
 )
 def test_a_connection_from_elsewhere_is_refused_however_the_service_was_started(
-    settings: Settings, address: str, status: int
+    sqlite_settings: Settings, address: str, status: int
 ) -> None:
     """As under ``uvicorn --factory app.main:create_app --host 0.0.0.0``, where nothing checks the address."""
-    app = create_app(settings)
+    app = create_app(sqlite_settings)
 
     async def asked() -> httpx.Response:
         transport = httpx.ASGITransport(app)
@@ -116,7 +116,7 @@ def test_a_connection_from_elsewhere_is_refused_however_the_service_was_started(
     assert status == 200 or answer.json()["code"] == "auth.local_only"
 
 
-def test_with_keys_any_address_is_served(settings: Settings) -> None:
-    with running(guarded_by_keys(settings), host="0.0.0.0") as started:
+def test_with_keys_any_address_is_served(sqlite_settings: Settings) -> None:
+    with running(guarded_by_keys(sqlite_settings), host="0.0.0.0") as started:
         assert started.http.get("/v1/fusions", headers={"Host": "192.0.2.1"}).status_code == 401
         assert started.http.get("/healthz/live", headers={"Host": "192.0.2.1"}).status_code == 200

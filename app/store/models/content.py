@@ -26,6 +26,7 @@ class Upload(Owned, Base):
     """A resumable upload (tus) under way, or one that has ended and become an uploaded file."""
 
     __tablename__ = "uploads"
+    __table_args__ = (Index("ix_uploads_owner", "owner"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))  # checkpoint | dataset
@@ -42,6 +43,7 @@ class UploadedFile(Owned, Base):
     """A file uploaded under a name, not yet part of a checkpoint or dataset; a second one replaces it."""
 
     __tablename__ = "uploaded_files"
+    __table_args__ = (Index("ix_uploaded_files_owner", "owner"),)
 
     tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)  # checkpoint | dataset
@@ -56,7 +58,7 @@ class Checkpoint(Owned, Base):
     """The tensors of one trained network, one or more safetensors files, with its config."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (Index("ix_checkpoints_tenant_name", "tenant", "name"),)
+    __table_args__ = (Index("ix_checkpoints_tenant_name", "tenant", "name"), Index("ix_checkpoints_owner", "owner"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(128))
@@ -84,7 +86,7 @@ class Dataset(Owned, Base):
     """Data of any use: one safetensors file with inputs and targets, or with tokens and labels."""
 
     __tablename__ = "datasets"
-    __table_args__ = (Index("ix_datasets_tenant_name", "tenant", "name"),)
+    __table_args__ = (Index("ix_datasets_tenant_name", "tenant", "name"), Index("ix_datasets_owner", "owner"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(128))

@@ -122,6 +122,7 @@ def _check_fit(held: _Held, wanted: Append, announced: int | None) -> None:
 
 def _begin(ctx: Context, owner: Owner, wanted: Creation) -> _Held:
     """Files first, row second: who knows the id finds both, and files without a row are cleared away."""
+    ctx.quotas.check_disk(wanted.length)
     upload = Upload(
         id=new_upload_id(),
         tenant=owner.tenant,
@@ -137,6 +138,7 @@ def _begin(ctx: Context, owner: Owner, wanted: Creation) -> _Held:
         target = ctx.staging.open(upload.id)
         with ctx.database.transaction() as session:
             repository.add(session, upload, lifetime(ctx))
+            ctx.quotas.check_bytes(session, owner)
     except BaseException:
         ctx.staging.discard(upload.id)
         raise

@@ -46,6 +46,7 @@ def downgrade() -> None:
             fusions.drop_column(column)
     with op.batch_alter_table("blobs") as blobs:
         blobs.drop_column("touched_at")
+    op.drop_index("ix_uploaded_files_owner", "uploaded_files")
     op.execute("DELETE FROM uploaded_files WHERE tenant <> 'default'")  # the older key has no room for tenants
     with op.batch_alter_table("uploaded_files") as files:
         files.drop_constraint("pk_uploaded_files", type_="primary")
@@ -55,6 +56,7 @@ def downgrade() -> None:
     op.drop_index("ix_fusions_tenant_id", "fusions")
     op.drop_index("ix_fusions_owner_state", "fusions")
     for table in ("checkpoints", "datasets"):
+        op.drop_index(f"ix_{table}_owner", table)
         op.drop_index(f"ix_{table}_tenant_name", table)
         op.create_index(f"ix_{table}_name", table, ["name"])
     for table in _OWNED:
@@ -76,6 +78,7 @@ def _index_owners() -> None:
     for table in ("checkpoints", "datasets"):
         op.drop_index(f"ix_{table}_name", table)
         op.create_index(f"ix_{table}_tenant_name", table, ["tenant", "name"])
+        op.create_index(f"ix_{table}_owner", table, ["owner"])
     op.create_index("ix_fusions_tenant_id", "fusions", ["tenant", "id"])
     op.create_index("ix_fusions_owner_state", "fusions", ["owner", "state"])
 
@@ -85,6 +88,7 @@ def _own_uploaded_files() -> None:
     with op.batch_alter_table("uploaded_files") as files:
         files.drop_constraint("pk_uploaded_files", type_="primary")
         files.create_primary_key("pk_uploaded_files", ["tenant", "kind", "name", "path"])
+    op.create_index("ix_uploaded_files_owner", "uploaded_files", ["owner"])
 
 
 def _uploads() -> None:
@@ -104,6 +108,7 @@ def _uploads() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_uploads"),
     )
     op.create_index("ix_uploads_expires_at", "uploads", ["expires_at"])
+    op.create_index("ix_uploads_owner", "uploads", ["owner"])
 
 
 def _access() -> None:
