@@ -87,7 +87,11 @@ def receiver(tls: ssl.SSLContext | None = None, host: str = "localhost") -> Iter
             super().process_request(request, client_address)
 
         def finish_request(self, request: Any, client_address: Any) -> None:
-            super().finish_request(tls.wrap_socket(request, server_side=True) if tls else request, client_address)
+            if tls is None:
+                super().finish_request(request, client_address)
+                return
+            with tls.wrap_socket(request, server_side=True) as secured:
+                super().finish_request(secured, client_address)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             pass  # senders that hang up are what some tests are about

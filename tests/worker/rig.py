@@ -49,8 +49,8 @@ class Rig:
         """Where a blob lies."""
         return LocalStorage(self.settings.blob_dir).path(digest)
 
-    def worker(self) -> subprocess.Popen[bytes]:
-        return self._start("worker", "-m", "worker", "--queues", "fusion.cpu", "--loglevel", "info")
+    def worker(self, queues: str = "fusion.cpu") -> subprocess.Popen[bytes]:
+        return self._start("worker", "-m", "worker", "--queues", queues, "--loglevel", "info")
 
     def dispatcher(self) -> subprocess.Popen[bytes]:
         return self._start("dispatcher", "-m", "worker.dispatcher")
