@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)
+_PREFIX = "/v1"
 _UNMATCHED = "unmatched"  # every path that is no route's: callers choose paths, and labels stay for ever
 
 
@@ -72,4 +73,9 @@ class MeasuredRequests:
 
 def route_template(scope: Scope) -> str:
     """The route that answered, with its parameters' names."""
-    return getattr(scope.get("route"), "path", None) or _UNMATCHED
+    template = getattr(scope.get("route"), "path_format", None)
+    if template is None:
+        return _UNMATCHED
+    # A route knows its path within the router that it was written for, and all of those are below one prefix or none.
+    is_below = scope["path"].startswith(f"{_PREFIX}/") and not template.startswith(f"{_PREFIX}/")
+    return _PREFIX + template if is_below else str(template)
