@@ -91,9 +91,10 @@ class Draft:
         if self.counted and len(self.sources) < 2:
             message = f"a fusion needs two or more sources, here is {len(self.sources)}; add one"
             yield Problem("sources", "recipe.too_few_sources", message)
-        names = Counter(source.get("name") for source in self.sources if isinstance(source, Mapping))
+        named = [source.get("name") for source in self.sources if isinstance(source, Mapping)]
+        names = Counter(name for name in named if isinstance(name, str))  # what else stands there may not be hashable
         for name, count in names.items():
-            if isinstance(name, str) and count > 1:
+            if count > 1:
                 message = f"the name {name!r} stands {count} times; names must differ"
                 yield Problem("sources", "recipe.duplicate_name", message)
 

@@ -19,6 +19,8 @@ def test_one_source_or_none_is_too_few() -> None:
 def test_names_of_sources_must_differ() -> None:
     assert problems(document(sources=[*SOURCES, SOURCES[0]])) == {"sources": "recipe.duplicate_name"}
     assert "'a'" in messages(document(sources=[*SOURCES, SOURCES[0]]))["sources"]
+    odd = [{"name": name, "checkpoint": "a"} for name in ({}, [], None, 1)]
+    assert "sources[0].name" in problems(document(sources=odd))
 
 
 def test_a_base_that_no_stage_uses_is_refused() -> None:
