@@ -25,38 +25,18 @@ from urllib.parse import quote
 
 import httpx
 
+from app.client_errors import ClientError, DamagedDownload, ServiceProblem, Unreachable, raise_for_problem
+from app.client_uploads import ResumableUpload
+
+__all__ = ["Client", "ClientError", "DamagedDownload", "Event", "ServiceProblem", "Unreachable", "parse_events"]
+
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
 _CHUNK = 1 << 20
+_RESUMABLE_FROM = 8 << 20  # smaller files are sent again faster than it is asked how much of them came
 _LONGEST_WAIT = 30
 _QUIET_SECONDS = 60.0  # the service speaks every 15 seconds at least; longer silence is a broken connection
 _RECONNECT_SECONDS = 0.5
 _MOST_RECONNECTS = 60
-
-
-class ClientError(Exception):
-    """Root of what this client raises."""
-
-
-class ServiceProblem(ClientError):
-    """The service refused; everything that it said of why."""
-
-    def __init__(self, status: int, document: Mapping[str, Any]) -> None:
-        self.status = status
-        self.code = str(document.get("code", "unknown"))
-        self.detail = str(document.get("detail", ""))
-        self.request_id = str(document.get("request_id", ""))
-        self.errors: list[dict[str, str]] = list(document.get("errors", []))
-        lines = [f"{status} {self.code}: {self.detail}"]
-        lines += [f"  {error['location']}: {error['message']}" for error in self.errors]
-        super().__init__("\n".join(lines))
-
-
-class Unreachable(ClientError):
-    """No answer from the service."""
-
-
-class DamagedDownload(ClientError):
-    """A file whose bytes are not those that were announced; nothing was kept."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +67,10 @@ class Client:
         self._http.close()
 
     def upload_checkpoint(self, name: str, source: Path) -> dict[str, Any]:
-        """Uploads a safetensors file, or every file of a folder, and makes a checkpoint of it."""
+        """Uploads a safetensors file, or every file of a folder, and makes a checkpoint of it.
+
+        What the service has already is not sent again; large files go on where they were when the connection breaks.
+        """
         return self._create("checkpoints", name, source)
 
     def upload_dataset(self, name: str, source: Path) -> dict[str, Any]:
@@ -96,7 +79,17 @@ class Client:
 
     def put_file(self, kind: str, name: str, path: str, source: Path) -> dict[str, Any]:
         """Uploads one file, with its digest, so that damage on the way is found. ``kind``: checkpoints or datasets."""
-        headers = {"Repr-Digest": _repr_digest(source), "Content-Length": str(source.stat().st_size)}
+        return self._put(kind, name, path, source, _sha256(source))
+
+    def has(self, sha256: str) -> bool:
+        """Whether the service has these bytes already, in anything of the caller's tenant."""
+        answer = self._request("HEAD", f"/blobs/sha256:{sha256}")
+        if answer.status_code != httpx.codes.NOT_FOUND:
+            raise_for_problem(answer)
+        return answer.is_success
+
+    def _put(self, kind: str, name: str, path: str, source: Path, sha256: str) -> dict[str, Any]:
+        headers = {"Repr-Digest": _repr_digest(sha256), "Content-Length": str(source.stat().st_size)}
         with source.open("rb") as file:
             url = f"/{kind}/{quote(name)}/files/{quote(path)}"
             return self._json("PUT", url, content=iter(lambda: file.read(_CHUNK), b""), headers=headers)
@@ -148,7 +141,7 @@ class Client:
     def trace(self, fusion_id: str, **filters: str) -> Iterator[dict[str, Any]]:
         """Every decision, in order; filters: layer, kind, action."""
         with self._http.stream("GET", f"/fusions/{fusion_id}/trace", params=filters) as answer:
-            _raise_for_problem(answer)
+            raise_for_problem(answer)
             for line in answer.iter_lines():
                 yield json.loads(line)
 
@@ -175,7 +168,7 @@ class Client:
         digest = hashlib.sha256()
         try:
             with self._http.stream("GET", f"/fusions/{fusion_id}/artifacts/{quote(entry['path'])}") as answer:
-                _raise_for_problem(answer)
+                raise_for_problem(answer)
                 with partial.open("wb") as file:
                     for piece in answer.iter_raw(_CHUNK):
                         digest.update(piece)
@@ -189,26 +182,38 @@ class Client:
 
     def _create(self, kind: str, name: str, source: Path) -> dict[str, Any]:
         files = {source.name: source} if source.is_file() else _files_below(source)
+        document: dict[str, Any] = {"name": name}
         for path, file in files.items():
-            self.put_file(kind, name, path, file)
-        return self._json("POST", f"/{kind}", json={"name": name, "files": sorted(files)})
+            digest = _sha256(file)
+            if self.has(digest):
+                document.setdefault("blobs", {})[path] = f"sha256:{digest}"
+                continue
+            if file.stat().st_size > _RESUMABLE_FROM:
+                ResumableUpload(self._http, kind.removesuffix("s"), name, path, file, digest).run()
+            else:
+                self._put(kind, name, path, file, digest)
+            document.setdefault("files", []).append(path)
+        return self._json("POST", f"/{kind}", json=document)
 
     def _events(self, fusion_id: str, last_event_id: int) -> Iterator[Event]:
         headers = {"Last-Event-ID": str(last_event_id)} if last_event_id else {}
         timeout = httpx.Timeout(10.0, read=_QUIET_SECONDS)
         url = f"/fusions/{fusion_id}/events"
         with self._http.stream("GET", url, headers=headers, timeout=timeout) as answer:
-            _raise_for_problem(answer)
+            raise_for_problem(answer)
             yield from parse_events(answer.iter_lines())
 
     def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
-        try:
-            answer = self._http.request(method, url, **options)
-        except httpx.TransportError as error:
-            raise Unreachable(f"{self._http.base_url} doesn't answer: {error}") from error
-        _raise_for_problem(answer)
+        answer = self._request(method, url, **options)
+        raise_for_problem(answer)
         document: dict[str, Any] = answer.json()
         return document
+
+    def _request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, url, **options)
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self._http.base_url} doesn't answer: {error}") from error
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[Event]:
@@ -231,18 +236,10 @@ def _files_below(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _repr_digest(source: Path) -> str:
+def _sha256(source: Path) -> str:
     with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-    return f"sha-256=:{base64.b64encode(digest).decode()}:"
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _raise_for_problem(answer: httpx.Response) -> None:
-    if answer.is_success:
-        return
-    answer.read()
-    try:
-        document = answer.json()
-    except ValueError:
-        document = {"detail": answer.text[:500]}
-    raise ServiceProblem(answer.status_code, document)
+def _repr_digest(sha256: str) -> str:
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
