@@ -173,6 +173,6 @@ def _emptied(service: Service) -> Service:
         for table in reversed(Base.metadata.sorted_tables):
             session.execute(table.delete())
     shutil.rmtree(service.context.settings.blob_dir / "sha256", ignore_errors=True)
-    for leftover in service.incoming():
+    for leftover in (*service.incoming(), *service.context.settings.uploads_dir.iterdir()):
         leftover.unlink()
     return service
