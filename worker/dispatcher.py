@@ -34,7 +34,6 @@ log = structlog.get_logger("worker.dispatcher")
 
 _BATCH = 100
 _SELDOM_SECONDS = 5.0
-_RARELY_SECONDS = 600.0
 _FINITE = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 
 
@@ -104,7 +103,6 @@ class Rounds(Duties):
             Duty(deliveries.publish_due, settings.poll_seconds),
             Duty(dispatcher.publish_lost, seldom),
             Duty(lambda: reap(database, settings), seldom),
-            Duty(deliveries.forget_old, _RARELY_SECONDS),
         ]
         super().__init__(duties, (SQLAlchemyError, OperationalError, *celery.connection_for_write().connection_errors))
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.settings import Settings
-from app.store import retention
+from app.store import deliveries, retention
 from app.store.blobs import Collector, StorageError, open_storage
 from app.store.database import Database
 from worker.duties import Duties, Duty
@@ -47,6 +47,7 @@ def expire(database: Database, settings: Settings) -> None:
         ("checkpoints", retention.expire_checkpoints, settings.keep_unused_inputs_days),
         ("datasets", retention.expire_datasets, settings.keep_unused_inputs_days),
         ("idempotent_calls", retention.expire_idempotent_calls, settings.keep_idempotent_calls_days),
+        ("deliveries", deliveries.forget, settings.webhook_keep_days),
     ]
     for name, step, days in kept:
         if days:

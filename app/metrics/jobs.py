@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from app.store.clock import database_now
 from app.store.database import Database
+from app.store.deliveries import DeliveryState
 from app.store.events import EventType
 from app.store.models import Delivery, Event, Fusion, OutboxMessage, Upload
 from app.store.states import FINAL, HELD, FusionState
@@ -168,8 +169,8 @@ def _standing(session: Session) -> Iterator[Metric]:
     )
     deliveries = GaugeMetricFamily("cogram_webhook_deliveries", "Deliveries kept, by state", labels=["state"])
     counts = {row.state: row.number for row in session.execute(_counted(Delivery.state))}
-    for name in ("pending", "delivered", "failed"):
-        deliveries.add_metric([name], counts.get(name, 0))
+    for standing in DeliveryState:
+        deliveries.add_metric([standing.value], counts.get(standing.value, 0))
     yield deliveries
 
 

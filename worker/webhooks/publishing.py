@@ -1,4 +1,4 @@
-"""Puts deliveries that are due into the queue, and forgets old ones. Duties of the dispatcher.
+"""Puts deliveries that are due into the queue: a duty of the dispatcher.
 
 Publishing comes first and its mark second: a crash in between only publishes twice, which the claim answers.
 """
@@ -26,7 +26,6 @@ class Deliveries:
         self._database = database
         self._celery = celery
         self._repeat_after = timedelta(seconds=settings.republish_seconds)
-        self._keep = timedelta(days=settings.webhook_keep_days)
 
     def publish_due(self) -> int:
         """Publishes what is due; how many there were."""
@@ -40,11 +39,6 @@ class Deliveries:
                 with self._database.transaction() as session:
                     deliveries.published(session, message)
         return len(messages)
-
-    def forget_old(self) -> int:
-        """Removes deliveries that ended long ago; how many."""
-        with self._database.transaction() as session:
-            return deliveries.forget(session, self._keep)
 
     def _broker(self) -> Any:
         """A connection that gives up instead of waiting for a broker that says nothing."""
