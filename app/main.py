@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
 from app import errors, health, methods
@@ -25,13 +25,15 @@ from app.fusions.events import router as events
 from app.fusions.trace_process import TraceReaders
 from app.fusions.traces import router as traces
 from app.host_check import HostCheck
+from app.idempotency import AnsweredBefore
 from app.metrics.requests import MeasuredRequests, RequestMetrics
 from app.metrics.server import new_registry, serve_metrics
 from app.quotas import Quotas
 from app.request_limits import RequestLimits
 from app.request_scope import RequestScope
 from app.settings import Settings
-from app.store.blobs import open_blobs
+from app.storage_away import tell_storage_error
+from app.store.blobs import StorageError, open_blobs
 from app.store.database import Database
 from app.store.staging import Staging
 from app.traced_requests import TracedRequests
@@ -84,17 +86,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(v1)
     app.include_router(health.router, include_in_schema=False)
     errors.install(app)
+    app.add_exception_handler(AnsweredBefore, _answer_again)
+    app.add_exception_handler(StorageError, tell_storage_error)
     app.add_middleware(BodyLimit, limit=chosen.max_json_bytes)
     app.add_middleware(Authentication, gate=Gate(chosen, database), settings=chosen)
     app.add_middleware(HostCheck, settings=chosen)
     app.add_middleware(RequestLimits, settings=chosen)
-    app.add_middleware(RequestScope, last_resort=errors.internal_error)
+    app.add_middleware(RequestScope, last_resort=errors.unforeseen)
     app.add_middleware(TracedRequests)
     app.state.metrics = new_registry()
     app.add_middleware(MeasuredRequests, metrics=RequestMetrics(app.state.metrics))
     app.add_middleware(TusEnvelope)
     app.openapi = lambda: _openapi(app, chosen.credentials_required)  # type: ignore[method-assign]
     return app
+
+
+async def _answer_again(_request: Request, repeated: Exception) -> Response:
+    assert isinstance(repeated, AnsweredBefore)
+    return repeated.answer
 
 
 @asynccontextmanager

@@ -213,9 +213,6 @@ class Settings(BaseSettings):
     quota_concurrent: int | None = Field(
         None, ge=0, validation_alias="COGRAM_QUOTA_CONCURRENT", description="fusions of one account that have not ended"
     )
-    idempotency_hours: PositiveFloat = Field(
-        24.0, validation_alias="COGRAM_IDEMPOTENCY_HOURS", description="how long an Idempotency-Key is remembered"
-    )
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -261,6 +258,11 @@ class Settings(BaseSettings):
     def uploads_dir(self) -> Path:
         """Bytes of resumable uploads under way; on the disk of the incoming blobs, as they become some."""
         return self.incoming_dir.with_name("uploads")
+
+    @property
+    def blob_cache_dir(self) -> Path:
+        """Copies of blobs that lie at ``BLOB_URL``; on the same disk as the jobs' folders."""
+        return self.data_dir.resolve() / "blob-cache"
 
     @property
     def work_dir(self) -> Path:

@@ -13,6 +13,8 @@ from app.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointPage,
 from app.context import Context, Ctx
 from app.errors import declared
 from app.examining.examiners import CheckpointFacts
+from app.idempotency import Once
+from app.idempotency.once import CallOnce
 from app.paging import Limit, PageToken, decode_id, decode_number, encode_token
 from app.store.models import Checkpoint
 from app.store.ownership import Owner
@@ -22,17 +24,13 @@ from app.uploads.schemas import UploadedFileOut
 router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
 
 
-@router.post("", status_code=201, responses=declared(400, 409, 413, 503))
-async def create_checkpoint(
-    wanted: CheckpointIn, request: Request, response: Response, caller: Uploader, ctx: Ctx
-) -> CheckpointOut:
+@router.post("", status_code=201, response_model=CheckpointOut, responses=declared(400, 409, 413, 503))
+async def create_checkpoint(wanted: CheckpointIn, request: Request, caller: Uploader, once: Once, ctx: Ctx) -> Response:
     """Make a checkpoint of uploaded files; their headers are checked, and every problem is listed."""
     candidate = await run_in_threadpool(_gather, ctx, caller.owner, wanted)
     # Outside of transactions: a long header must not stop writers.
     facts = await service.examine(candidate, ctx.blobs, ctx.examiners, request)
-    checkpoint = await run_in_threadpool(_create, ctx, caller.owner, candidate, facts)
-    response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
-    return _out(checkpoint)
+    return await run_in_threadpool(_create, ctx, caller.owner, candidate, facts, once)
 
 
 @router.get("", responses=declared())
@@ -80,12 +78,15 @@ def _gather(ctx: Context, owner: Owner, wanted: CheckpointIn) -> service.Candida
         return service.gather(session, owner, wanted)
 
 
-def _create(ctx: Context, owner: Owner, candidate: service.Candidate, facts: CheckpointFacts) -> Checkpoint:
+def _create(
+    ctx: Context, owner: Owner, candidate: service.Candidate, facts: CheckpointFacts, once: CallOnce
+) -> Response:
     with ctx.database.transaction() as session:
+        once.begin(session)
         checkpoint = service.create(session, owner, candidate, facts)
         if any(file.owner != owner.account for file in candidate.files):
             ctx.quotas.check_bytes(session, owner)  # what another account brought counts as this one's now
-        return checkpoint
+        return once.answer(session, 201, _out(checkpoint), {"Location": f"/v1/checkpoints/{checkpoint.id}"})
 
 
 def _get(ctx: Context, tenant: str, checkpoint_id: str) -> Checkpoint:

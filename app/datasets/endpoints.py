@@ -12,6 +12,8 @@ from app.context import Context, Ctx
 from app.datasets import service
 from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage
 from app.errors import declared
+from app.idempotency import Once
+from app.idempotency.once import CallOnce
 from app.paging import Limit, PageToken, decode_id, encode_token
 from app.store.models import Dataset, UploadedFile
 from app.store.ownership import Owner
@@ -22,17 +24,13 @@ from cogram_core.preflight import DatasetFacts
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 
-@router.post("", status_code=201, responses=declared(400, 409, 413, 503))
-async def create_dataset(
-    wanted: DatasetIn, request: Request, response: Response, caller: Uploader, ctx: Ctx
-) -> DatasetOut:
+@router.post("", status_code=201, response_model=DatasetOut, responses=declared(400, 409, 413, 503))
+async def create_dataset(wanted: DatasetIn, request: Request, caller: Uploader, once: Once, ctx: Ctx) -> Response:
     """Make a dataset of an uploaded file; it is checked, and every problem is listed."""
     file = await run_in_threadpool(_gather, ctx, caller.owner, wanted)
     # Outside of transactions: a long look must not stop writers.
     facts = await service.examine(file, ctx.blobs, ctx.examiners, request)
-    dataset = await run_in_threadpool(_create, ctx, caller.owner, file, facts)
-    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
-    return _out(dataset)
+    return await run_in_threadpool(_create, ctx, caller.owner, file, facts, once)
 
 
 @router.get("", responses=declared())
@@ -69,12 +67,13 @@ def _gather(ctx: Context, owner: Owner, wanted: DatasetIn) -> UploadedFile:
         return service.gather(session, owner, wanted)
 
 
-def _create(ctx: Context, owner: Owner, file: UploadedFile, facts: DatasetFacts) -> Dataset:
+def _create(ctx: Context, owner: Owner, file: UploadedFile, facts: DatasetFacts, once: CallOnce) -> Response:
     with ctx.database.transaction() as session:
+        once.begin(session)
         dataset = service.create(session, owner, file, facts)
         if file.owner != owner.account:
             ctx.quotas.check_bytes(session, owner)  # what another account brought counts as this one's now
-        return dataset
+        return once.answer(session, 201, _out(dataset), {"Location": f"/v1/datasets/{dataset.id}"})
 
 
 def _out(dataset: Dataset) -> DatasetOut:

@@ -17,8 +17,9 @@ from app.fusions.documents import read_document, recipe_schema
 from app.fusions.preconditions import none_match
 from app.fusions.presenting import RETRY_AFTER, etag_of, fusion_out
 from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
+from app.idempotency import Once
+from app.idempotency.once import CallOnce
 from app.paging import Limit, PageToken, decode_id, encode_token
-from app.store.models import Fusion
 from app.store.ownership import Owner
 from app.store.states import FINAL, FusionState
 
@@ -27,13 +28,17 @@ Document = Annotated[Mapping[str, Any], Depends(read_document)]
 _RECIPE_BODY, RECIPE_SCHEMAS = recipe_schema()
 
 
-@router.post("", status_code=202, responses=declared(400, 413, 415, 503, 507), openapi_extra=_RECIPE_BODY)
-async def create_fusion(document: Document, request: Request, response: Response, caller: Fuser, ctx: Ctx) -> FusionOut:
+@router.post(
+    "",
+    status_code=202,
+    response_model=FusionOut,
+    responses=declared(400, 413, 415, 503, 507),
+    openapi_extra=_RECIPE_BODY,
+)
+async def create_fusion(document: Document, request: Request, caller: Fuser, once: Once, ctx: Ctx) -> Response:
     """Queue a fusion. A recipe that can't be run is refused with every problem listed."""
     checked = await _checked(ctx, caller.tenant, document, request)
-    fusion = await run_in_threadpool(_submit, ctx, caller.owner, checked)
-    response.headers.update({"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER})
-    return fusion_out(fusion)
+    return await run_in_threadpool(_submit, ctx, caller.owner, checked, once)
 
 
 @router.post("/validate", responses=declared(400, 413, 415, 503), openapi_extra=_RECIPE_BODY)
@@ -118,10 +123,13 @@ def _resolve(ctx: Context, tenant: str, document: Mapping[str, Any]) -> checking
         return checking.resolve(session, tenant, document)
 
 
-def _submit(ctx: Context, owner: Owner, checked: checking.Checked) -> Fusion:
+def _submit(ctx: Context, owner: Owner, checked: checking.Checked, once: CallOnce) -> Response:
     ctx.quotas.check_disk()
     with ctx.database.transaction() as session:
-        return service.submit(session, owner, checked, ctx.quotas)
+        once.begin(session)
+        fusion = service.submit(session, owner, checked, ctx.quotas)
+        headers = {"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER}
+        return once.answer(session, 202, fusion_out(fusion), headers)
 
 
 def _look(ctx: Context, tenant: str, fusion_id: str) -> FusionOut:
