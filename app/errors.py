@@ -33,12 +33,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.request_scope import current_request_id
+from app.store.outages import Outage, outage_in
 from cogram_core.errors import InvalidInput, Problem
 from cogram_core.recipe.suggest import did_you_mean
 from cogram_core.recipe.wording import WORDS
 
 MEDIA_TYPE = "application/problem+json"
 _UNREGISTERED = {460: "Checksum Mismatch"}  # tus 1.0 has it, the registry of statuses hasn't
+_SOON = {"Retry-After": "2"}
 _OF_ANY_CALL = (401, 403, 414, 421, 422, 429, 431, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
@@ -190,6 +192,18 @@ class Unavailable(ApiError):
     status, code, title = 503, "service.not_ready", "Not ready"
 
 
+class DatabaseAway(Unavailable):
+    """The database is out of reach, or too busy to be waited for."""
+
+    code, title = "service.database", "Database not reachable"
+
+
+class DiskFull(Unavailable):
+    """A disk that the service needs for its own work takes no more."""
+
+    code, title = "service.disk_full", "Disk full"
+
+
 class InsufficientStorage(ApiError):
     """The disk takes no more."""
 
@@ -224,6 +238,18 @@ def internal_error(path: str) -> JSONResponse:
     """The answer when something broke that nobody foresaw; what it was is in the log, under the request id."""
     detail = f"Something broke on our side. The log has it under request id {current_request_id()}."
     return problem_response(path, status=500, code="internal", title="Internal error", detail=detail)
+
+
+def unforeseen(path: str, error: Exception) -> JSONResponse:
+    """The answer to what nobody turned into one: an outage will pass and is told as such, all else is our mistake."""
+    match outage_in(error):
+        case Outage.AWAY:
+            told: ApiError = DatabaseAway("The database doesn't answer just now. Ask again in a moment.", headers=_SOON)
+        case Outage.FULL:
+            told = DiskFull("The disk of the service is full. Ask again once there is room.", headers=_SOON)
+        case None:
+            return internal_error(path)
+    return answer_to(told, path)
 
 
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -28,7 +28,7 @@ def current_request_id() -> str:
 class RequestScope:
     """The outermost middleware."""
 
-    def __init__(self, app: ASGIApp, last_resort: Callable[[str], Response]) -> None:
+    def __init__(self, app: ASGIApp, last_resort: Callable[[str, Exception], Response]) -> None:
         self._app = app
         self._last_resort = last_resort
 
@@ -60,11 +60,11 @@ class RequestScope:
 
         try:
             await self._app(scope, receive, labelled)
-        except Exception:
+        except Exception as error:
             _log.exception("request.broke", method=scope["method"], path=scope["path"])
             if status:
                 raise  # half an answer is out: only closing the connection tells the caller
-            await self._last_resort(scope["path"])(scope, receive, labelled)
+            await self._last_resort(scope["path"], error)(scope, receive, labelled)
         finally:
             _log.info(
                 "request",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app import tracing
 from app.settings import Settings
 from app.store import jobs
-from app.store.blobs import BlobCollected, BlobStore
+from app.store.blobs import BlobCollected, BlobStore, StorageError
 from app.store.database import Database
 from app.store.ids import FusionId
+from app.store.outages import Outage, outage_in
 from cogram_core.determinism import resolve_device, resolve_threads
 from cogram_core.errors import CogramError, FusionStopped, InvalidInput
 from cogram_core.observer import StageInfo
@@ -95,7 +95,7 @@ class Job:
             try:
                 return step()
             except SQLAlchemyError as error:
-                if not _is_outage(error) or time.monotonic() > self._keeper.deadline:
+                if outage_in(error) is None or time.monotonic() > self._keeper.deadline:
                     raise
                 log.warning("result not announced yet", error=str(error))
                 time.sleep(_RETRY_SECONDS)
@@ -223,8 +223,18 @@ def _ending_after(error: Exception, stop: Stop | None, fusion_id: FusionId) -> E
         return partial(jobs.release, seen="its worker was stopped")
     if isinstance(error, InvalidInput):
         return partial(jobs.finish_failed, error=_refused(error))
+    if isinstance(error, StorageError):
+        log.warning("fusion given back", error=str(error), cause=repr(error.__cause__))
+        time.sleep(_OUTAGE_SECONDS)
+        return partial(jobs.release, seen=str(error))
     log.error("fusion failed", exc_info=error)
-    if _is_outage(error):
+    outage = outage_in(error)
+    if outage is Outage.FULL and isinstance(error, OSError):
+        detail = (
+            f"The worker's disk takes no more ({error.strerror}); make room where COGRAM_DATA_DIR lies, and retry it."
+        )
+        return partial(jobs.finish_failed, error={"code": "storage.full", "detail": detail, "errors": []})
+    if outage is not None:
         time.sleep(_OUTAGE_SECONDS)
         return partial(jobs.release, seen=f"the database failed: {type(error).__name__}")
     if isinstance(error, CogramError):
@@ -232,13 +242,6 @@ def _ending_after(error: Exception, stop: Stop | None, fusion_id: FusionId) -> E
     # What nobody foresaw may name paths and values of this machine: they stay in its log.
     detail = f"{type(error).__name__}; see the worker's log for {fusion_id}."
     return partial(jobs.finish_failed, error={"code": "fusion.internal", "detail": detail, "errors": []})
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether the database was out of reach or busy; a statement that it refuses would be refused for ever."""
-    if not isinstance(error, OperationalError | InterfaceError):
-        return False
-    return getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR  # SQLite's code for a bad statement
 
 
 def _refused(error: InvalidInput) -> dict[str, Any]:

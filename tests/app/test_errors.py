@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import Connection, event
 
 from app.main import create_app
+from app.store.migrate import migrate
 from tests.app.conftest import running, small
 from tests.app.factories import Service
+from tests.services import PostgreSQL
 
 _TUS = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
 MEMBERS = {"type", "title", "status", "code", "detail", "instance", "request_id", "errors"}
@@ -85,6 +88,33 @@ def test_something_unforeseen_is_a_500_that_tells_nothing_but_where_to_look(tmp_
         assert "mine-1" in problem["detail"]
         assert "sqlite" not in json.dumps(problem).lower()
         assert broken.http.get("/v1/healthz/live").status_code == 200
+
+
+def test_a_database_that_is_away_is_told_as_such_and_not_as_a_mistake(
+    tmp_path: Path, broker_server: str, postgresql_server: PostgreSQL, postgresql_url: str
+) -> None:
+    with running(small(tmp_path, postgresql_url, broker_server)) as service:
+        assert service.http.get("/v1/fusions").status_code == 200
+        with postgresql_server.out_of_reach(postgresql_url):
+            answer = service.http.get("/v1/fusions")
+            _check(answer, 503, "service.database")
+            assert int(answer.headers["Retry-After"]) > 0
+        assert service.http.get("/v1/fusions").status_code == 200
+
+
+def test_a_database_without_room_is_told_as_such_and_not_as_a_mistake(tmp_path: Path, broker_server: str) -> None:
+    settings = small(tmp_path, f"sqlite:///{tmp_path}/small.sqlite3", broker_server)
+    migrate(settings.resolved_database_url)
+    with running(settings) as service:
+        event.listen(service.context.database.engine, "begin", _no_page_more)
+        body = {"url": "https://example.org/" + "x" * 1500, "events": ["fusion.succeeded"]}
+        answers = [service.http.post("/v1/webhooks", json=body) for _ in range(10)]
+        answer = next(one for one in answers if one.status_code != 201)
+        _check(answer, 503, "service.disk_full")
+
+
+def _no_page_more(connection: Connection) -> None:
+    connection.exec_driver_sql("PRAGMA max_page_count = 1")  # never fewer than there are
 
 
 def test_a_request_id_is_kept_if_it_is_plain_and_made_otherwise(sqlite_service: Service) -> None:
