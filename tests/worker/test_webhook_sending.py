@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import ipaddress
 import json
+import os
+import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +28,7 @@ from app.signing import new_secret
 from app.store.deliveries import Claim, Miss
 from app.store.ids import DeliveryId, WebhookId
 from tests.receivers import Receiver, receiver
+from tests.worker.rig import ROOT
 from worker.webhooks.connecting import Connector, Deadline, NoPeer
 from worker.webhooks.sending import Sender
 
@@ -341,3 +347,23 @@ def _until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_the_receiver_in_the_documentation_takes_what_is_signed_and_nothing_else(
+    settings: Settings, free_port: int
+) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/webhooks.md").read_text(), re.DOTALL)
+    environment = os.environ | {"WEBHOOK_SECRET": SECRET, "PORT": str(free_port)}
+    sender, claim = Sender(settings), _claim(f"http://127.0.0.1:{free_port}/")
+    forged = dataclasses.replace(claim, secrets=(new_secret(),))
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            _until(lambda: sender.send(claim) == 204)
+            assert sender.send(claim) == 204
+            assert sender.send(forged) == Miss("Answered 400.", 400)
+        finally:
+            process.kill()
+        printed, _ = process.communicate()
+    assert printed == "webhook.ping {'ä': '€'}\n"

@@ -22,7 +22,7 @@ _MOST_ADDRESSES = 8
 
 
 class NoPeer(Exception):
-    """The host has no address that may be called, or the connection led somewhere else."""
+    """The host has no address that may be called, or the connection led somewhere else. Holds what was found, to log."""
 
 
 class OutOfTime(httpcore.TimeoutException):
@@ -69,9 +69,10 @@ class Connector(httpcore.SyncBackend):
         Raises:
             NoPeer: when none may be.
         """
-        addresses = [address for address in self._resolve(host, port) if self._peers.allow(address)]
+        found = self._resolve(host, port)
+        addresses = [address for address in found if self._peers.allow(address)]
         if not addresses:
-            raise NoPeer
+            raise NoPeer(*found)
         in_time = Deadline(min(self._connect_seconds, self._deadline.left()))
         failure: Exception = NoPeer()
         for address in addresses[:_MOST_ADDRESSES]:
@@ -82,7 +83,7 @@ class Connector(httpcore.SyncBackend):
                 continue
             if not self._may_talk_to(stream):
                 stream.close()
-                raise NoPeer
+                raise NoPeer(address)
             return _Hurried(stream, self._deadline)
         raise failure
 

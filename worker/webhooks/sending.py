@@ -10,12 +10,15 @@ from urllib.parse import urlsplit
 
 import certifi
 import httpcore
+import structlog
 
 from app.peers import Peers
 from app.settings import Settings
 from app.signing import sign
 from app.store.deliveries import Claim, Miss
 from worker.webhooks.connecting import Connector, Deadline, NoPeer, Resolve, resolve
+
+log = structlog.get_logger("worker.webhooks")
 
 _MOST_ANSWER_BYTES = 4096
 _NO_PEER = "The host has no address that may be called: there is no such name, or it leads to a private network."
@@ -40,7 +43,8 @@ class Sender:
             return Miss("Only https:// addresses are called.")
         try:
             status = self._post(message)
-        except NoPeer:
+        except NoPeer as error:  # what was found is for the operator alone
+            log.warning("no peer that may be called", delivery_id=message.id, host=_host(message), addresses=error.args)
             return Miss(_NO_PEER)
         except httpcore.ConnectTimeout:
             return Miss(f"No connection within {self._settings.webhook_connect_seconds:g} seconds.")
@@ -72,6 +76,10 @@ class Sender:
             with contextlib.suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
                 _discard(answer)
             return answer.status
+
+
+def _host(message: Claim) -> str | None:
+    return urlsplit(message.url).hostname
 
 
 def _discard(answer: httpcore.Response) -> None:
