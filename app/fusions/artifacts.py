@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from app.auth import Reader
-from app.context import Ctx
+from app.context import Context, Ctx
 from app.errors import declared
-from app.fusions import service
-from app.fusions.downloads import blob_response
+from app.fusions import contract, service
+from app.fusions.downloads import MEDIA_TYPES, blob_response
 from app.fusions.schemas import ArtifactList, ArtifactOut
 from app.store.blobs import StoredBlob
 
 router = APIRouter(prefix="/fusions", tags=["artifacts"])
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The whole file", **_BYTES},
-    206: {"description": "A part of the file", **_BYTES},
-    304: {"description": "Not changed"},
-    **declared(404, 409, 416),
+_ELSEWHERE: dict[int | str, dict[str, Any]] = {
+    307: {"description": "The same file, from the storage itself (COGRAM_PRESIGNED_SECONDS)"}
+}
+_FILE: dict[str, Any] = {
+    "responses": contract.downloads(MEDIA_TYPES) | _ELSEWHERE | declared(404, 409, 416),
+    "openapi_extra": contract.DOWNLOAD,
+    "response_class": Response,
 }
 
 
@@ -38,15 +40,26 @@ def list_artifacts(fusion_id: str, caller: Reader, ctx: Ctx) -> ArtifactList:
     return ArtifactList(items=items)
 
 
-@router.get("/{fusion_id}/artifacts/{path:path}", responses=_ANSWERS, response_class=Response)
+@router.get("/{fusion_id}/artifacts/{path:path}", **_FILE)
 def download_artifact(fusion_id: str, path: str, request: Request, caller: Reader, ctx: Ctx) -> Response:
     """One file, or a part of it (Range, If-Range, If-None-Match)."""
+    with ctx.database.reading() as session:
+        file = service.artifact(session, caller.tenant, fusion_id, path)
+    blob = StoredBlob(file.digest, file.size)
+    return _elsewhere(blob, ctx) or blob_response(request, ctx.blobs.storage, file.path, blob)
+
+
+@router.head("/{fusion_id}/artifacts/{path:path}", **_FILE)
+def look_at_artifact(fusion_id: str, path: str, request: Request, caller: Reader, ctx: Ctx) -> Response:
+    """What GET would answer, without the bytes."""
     with ctx.database.reading() as session:
         file = service.artifact(session, caller.tenant, fusion_id, path)
     return blob_response(request, ctx.blobs.storage, file.path, StoredBlob(file.digest, file.size))
 
 
-@router.head("/{fusion_id}/artifacts/{path:path}", responses=_ANSWERS, response_class=Response)
-def look_at_artifact(fusion_id: str, path: str, request: Request, caller: Reader, ctx: Ctx) -> Response:
-    """What GET would answer, without the bytes."""
-    return download_artifact(fusion_id, path, request, caller, ctx)
+def _elsewhere(blob: StoredBlob, ctx: Context) -> Response | None:
+    """A redirection to the storage itself, where the settings want one and the storage can be read by others."""
+    if not ctx.settings.presigned_seconds:
+        return None
+    address = ctx.blobs.storage.address(blob, timedelta(seconds=ctx.settings.presigned_seconds))
+    return None if address is None else RedirectResponse(address, 307, {"Cache-Control": "no-store"})

@@ -7,18 +7,21 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from app.fusions.preconditions import chosen_range, none_match
 from app.store.blobs import Storage, StoredBlob
 from app.uploads.digests import repr_digest
 
-_MEDIA_TYPES = {
+_PLAIN = "application/octet-stream"
+_BY_SUFFIX = {
     ".json": "application/json",
     ".yaml": "application/yaml",
     ".parquet": "application/vnd.apache.parquet",
     ".html": "text/html; charset=utf-8",
     ".md": "text/markdown; charset=utf-8",
 }
+MEDIA_TYPES = (_PLAIN, *_BY_SUFFIX.values())
 
 
 def blob_response(request: Request, storage: Storage, path: str, blob: StoredBlob) -> Response:
@@ -32,15 +35,29 @@ def blob_response(request: Request, storage: Storage, path: str, blob: StoredBlo
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(PurePosixPath(path).name)}",
         "X-Content-Type-Options": "nosniff",
     }
+    media_type = _BY_SUFFIX.get(PurePosixPath(path).suffix, _PLAIN)
     if not none_match(request.headers.get("If-None-Match"), tag):
         return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":
+        headers["Content-Length"] = str(size)  # a Range means nothing here
+        return Response(headers=headers, media_type=media_type)
     part = chosen_range(request.headers.get("Range"), request.headers.get("If-Range"), tag, size)
     begin, end = part or (0, size)
     if part:
         headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - begin)
-    media_type = _MEDIA_TYPES.get(PurePosixPath(path).suffix, "application/octet-stream")
-    status = 206 if part else 200
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=media_type)
-    return StreamingResponse(storage.stream(blob, begin, end), status, headers, media_type)
+    return BlobResponse(storage.stream(blob, begin, end), 206 if part else 200, headers, media_type)
+
+
+class BlobResponse(StreamingResponse):
+    """Begins its answer once the first piece is there: a storage that is out of reach is told, not cut off."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Head, first piece, and all others."""
+        pieces = aiter(self.body_iterator)
+        first = await anext(pieces, b"")
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        async for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
+from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -25,6 +26,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Events until the final one", "content": {"text/event-stream": {}}},
     **declared(404),
 }
+# The contract only: what else stands there is refused by ``_position``, in better words.
+_LastEventId = Annotated[
+    str | None, Header(max_length=32), WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,18}$"})
+]
 
 
 class BadLastEventId(Unprocessable):
@@ -35,7 +40,7 @@ class BadLastEventId(Unprocessable):
 
 @router.get("/{fusion_id}/events", response_class=StreamingResponse, responses=_ANSWERS)
 async def follow_events(
-    fusion_id: str, caller: Reader, ctx: Ctx, last_event_id: Annotated[str | None, Header(max_length=32)] = None
+    fusion_id: str, caller: Reader, ctx: Ctx, last_event_id: _LastEventId = None
 ) -> StreamingResponse:
     """Follow a fusion: its events from the first, or from behind Last-Event-ID, until it has ended."""
     position = _position(last_event_id)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app.auth import Reader
 from app.context import Context, Ctx
 from app.errors import declared
-from app.fusions import service
+from app.fusions import contract, service
 from app.fusions.downloads import blob_response
 from app.fusions.schemas import LayerSummary, SourceShare, TraceSummary
 from app.fusions.trace_process import ReadingResponse, TraceReaders, TraceReading
@@ -34,13 +34,10 @@ Readers = Annotated[TraceReaders, Depends(_readers)]
 router = APIRouter(prefix="/fusions", tags=["trace"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Decisions in order", "content": {NDJSON: {}, PARQUET: {}}},
-    **declared(404, 409, 503),
-}
+_ANSWERS: dict[int | str, dict[str, Any]] = contract.downloads((NDJSON, PARQUET)) | declared(404, 409, 416, 503)
 
 
-@router.get("/{fusion_id}/trace", responses=_ANSWERS, response_class=Response)
+@router.get("/{fusion_id}/trace", responses=_ANSWERS, openapi_extra=contract.DOWNLOAD, response_class=Response)
 async def get_trace(
     fusion_id: str,
     request: Request,
@@ -55,7 +52,8 @@ async def get_trace(
 ) -> Response:
     """The decisions of a fusion that succeeded; with ``limit``, the Link header leads to the next page.
 
-    Accept: application/vnd.apache.parquet gives one Parquet file instead of lines of JSON.
+    Accept: application/vnd.apache.parquet gives one Parquet file instead of lines of JSON; without filters it is the
+    artifact itself, with its entity tag, and ranges of it can be had.
     """
     filters = Filters(layer, kind, action)
     first = decode_number(page_token)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
+from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
@@ -17,18 +18,23 @@ from app.store.blobs import AnnouncedBlob
 from app.store.ownership import Owner
 from app.uploads import held, service
 from app.uploads.digests import repr_digest
+from app.uploads.names import MAX_PATH, NAME_PATTERN, PATH_PATTERN
 from app.uploads.pace import paced
 from app.uploads.schemas import UploadedFileOut
 
 router = APIRouter(tags=["uploads"])
 _SIZE = {"description": "how many they are", "schema": {"type": "integer", "minimum": 0}}
-_RAW_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_RAW_BODY = {"requestBody": {"required": False, "description": "the file; none: an empty one", "content": _BYTES}}
 _ANSWERS = declared(400, 408, 413, 415, 503, 507)
+# The contract only: what is wrong with them is told by ``names``, with its remedy.
+_Name = Annotated[str, WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+_Path = Annotated[str, WithJsonSchema({"type": "string", "pattern": PATH_PATTERN, "maxLength": MAX_PATH})]
 
 
 @router.put("/checkpoints/{name}/files/{path:path}", status_code=201, responses=_ANSWERS, openapi_extra=_RAW_BODY)
 async def put_checkpoint_file(
-    name: str, path: str, request: Request, response: Response, caller: Uploader, ctx: Ctx
+    name: _Name, path: _Path, request: Request, response: Response, caller: Uploader, ctx: Ctx
 ) -> UploadedFileOut:
     """Store one file of a checkpoint to be; the body is the file itself (curl -T)."""
     return await _put("checkpoint", name, path, request, response, caller.owner, ctx)
@@ -36,7 +42,7 @@ async def put_checkpoint_file(
 
 @router.put("/datasets/{name}/files/{path:path}", status_code=201, responses=_ANSWERS, openapi_extra=_RAW_BODY)
 async def put_dataset_file(
-    name: str, path: str, request: Request, response: Response, caller: Uploader, ctx: Ctx
+    name: _Name, path: _Path, request: Request, response: Response, caller: Uploader, ctx: Ctx
 ) -> UploadedFileOut:
     """Store one file of a dataset to be; the body is the file itself (curl -T)."""
     return await _put("dataset", name, path, request, response, caller.owner, ctx)

@@ -13,7 +13,9 @@ from cogram_core.errors import Problem
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,128}$"
 _NAME = re.compile(NAME_PATTERN)
-_MAX_PATH = 512
+# For the contract; what no pattern can tell, such as the names of pickles, is refused as well.
+PATH_PATTERN = r"^(?!/|\.{1,2}(/|$))([^/\\\x00-\x1f\x7f]|/(?!/|$|\.{1,2}(/|$)))+$"
+MAX_PATH = 512
 _MAX_PART_BYTES = 255  # what common file systems take
 
 
@@ -72,8 +74,8 @@ def check_path(path: str) -> None:
 
 
 def _path_fault(path: str) -> str | None:
-    if not path or len(path) > _MAX_PATH:
-        return f"a path has 1 to {_MAX_PATH} characters"
+    if not path or len(path) > MAX_PATH:
+        return f"a path has 1 to {MAX_PATH} characters"
     if not path.isprintable():
         return "a path has no control characters"
     if "\\" in path:
