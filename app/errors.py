@@ -32,6 +32,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from app.allowed_methods import allowed_methods
 from app.request_scope import current_request_id
 from app.store.outages import Outage, outage_in
 from cogram_core.errors import InvalidInput, Problem
@@ -326,7 +327,7 @@ async def _tell_http_error(request: Request, error: Exception) -> JSONResponse:
         code="http." + phrase.lower().replace(" ", "_"),
         title=phrase,
         detail=details.get(error.status_code, str(error.detail)),
-        headers=error.headers,
+        headers={"Allow": ", ".join(allowed_methods(request))} if error.status_code == 405 else error.headers,
     )
 
 
