@@ -14,6 +14,7 @@ from sqlalchemy import text
 from app.broker import ping
 from app.context import Context, Ctx
 from app.errors import Unavailable, declared
+from app.store.blobs import StorageError
 from cogram_core.errors import Problem
 
 router = APIRouter(tags=["health"])
@@ -59,7 +60,7 @@ def _problem(name: str, ctx: Context) -> Problem | None:
 
 def _plainly(error: Exception) -> str:
     """The kind of failure only; its text may hold addresses and passwords, and is in the log."""
-    return str(error) if isinstance(error, _NotReady) else f"not reachable ({type(error).__name__})"
+    return str(error) if isinstance(error, _NotReady | StorageError) else f"not reachable ({type(error).__name__})"
 
 
 class _NotReady(Exception):

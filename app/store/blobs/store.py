@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.settings import Settings
+from app.store.blobs.cache import Cache
 from app.store.blobs.content import AnnouncedBlob, StoredBlob
 from app.store.blobs.incoming import BlobWriter, Incoming
 from app.store.blobs.local import LocalStorage
@@ -63,4 +65,9 @@ def open_blobs(settings: Settings, database: Database) -> BlobStore:
 
 def open_storage(settings: Settings) -> Storage:
     """Where ``BLOB_URL`` says, or else the local disk."""
-    return LocalStorage(settings.blob_dir)
+    if settings.blob_url is None:
+        return LocalStorage(settings.blob_dir)
+    from app.store.blobs.remote import RemoteStorage  # its library is large, and the local disk needs none of it
+
+    cache = Cache(settings.blob_cache_dir, settings.blob_cache_bytes)
+    return RemoteStorage(settings.blob_url, cache, timedelta(seconds=settings.blob_patience_seconds))
