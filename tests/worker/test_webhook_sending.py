@@ -268,6 +268,13 @@ def test_what_is_no_answer_is_told_in_our_own_words(settings: Settings, answer: 
             assert "SECRET" not in outcome.reason
 
 
+def test_a_name_that_tls_chokes_on_is_a_try_that_failed(settings: Settings, plain: Receiver) -> None:
+    port = plain.url.split(":")[2]
+    assert (
+        _miss(settings, f"https://.example:{port}", resolve=_to("127.0.0.1")).reason == "The address can't be called."
+    )
+
+
 def test_nobody_there_is_told(settings: Settings, free_port: int) -> None:
     assert _miss(settings, f"http://127.0.0.1:{free_port}/").reason == "No connection: Connection refused."
 

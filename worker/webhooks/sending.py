@@ -6,6 +6,8 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import certifi
@@ -30,10 +32,7 @@ class Sender:
     def __init__(self, settings: Settings, resolve: Resolve = resolve, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._peers = Peers(allow_private=settings.webhook_allow_private, refused=settings.webhook_refused_networks)
-        self._trust = ssl.create_default_context()
-        self._trust.load_verify_locations(certifi.where())
-        if settings.webhook_ca_file is not None:
-            self._trust.load_verify_locations(settings.webhook_ca_file)
+        self._trust = _trust(settings.webhook_ca_file)
         self._resolve = resolve
         self._clock = clock
 
@@ -52,6 +51,9 @@ class Sender:
             return Miss(f"No answer within {self._settings.webhook_seconds:g} seconds.")
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             return Miss(_in_words(error))
+        except Exception:  # a name that TLS chokes on, say: one more try that failed, and no message that never ends
+            log.exception("sending failed", delivery_id=message.id, host=_host(message))
+            return Miss("The address can't be called.")
         return status if 200 <= status < 300 else Miss(_meaning(status), status)
 
     def _post(self, message: Claim) -> int:
@@ -76,6 +78,16 @@ class Sender:
             with contextlib.suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
                 _discard(answer)
             return answer.status
+
+
+@cache
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    """The system's certificate authorities, the usual ones where it has none, and the operator's."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return context
 
 
 def _host(message: Claim) -> str | None:
