@@ -14,6 +14,8 @@ from app.examining.errors import TooCostly
 from app.examining.frames import MOST_BYTES, PREFIX, encoded
 from app.examining.limits import OUT_OF_MEMORY, Limits
 
+_START_SECONDS = 60.0
+
 
 class Lost(Exception):
     """The child ended without an answer."""
@@ -28,6 +30,7 @@ class Child:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self._came_up = False
         self.worn = False
 
     @classmethod
@@ -45,10 +48,11 @@ class Child:
         """
         self.worn = True  # until it has answered
         try:
+            await self._come_up()
             async with asyncio.timeout(limits.seconds):
                 answer = await self._exchange({**question, "cpu_seconds": limits.cpu_seconds})
         except TimeoutError:
-            raise TooCostly.beyond(f"{limits.seconds:.0f} seconds (COGRAM_EXAMINE_SECONDS)") from None
+            raise TooCostly.beyond(f"{limits.seconds:g} seconds (COGRAM_EXAMINE_SECONDS)") from None
         except (asyncio.IncompleteReadError, ConnectionError, ValueError) as error:
             code = await self._ended()
             if code == -signal.SIGXCPU:
@@ -57,6 +61,11 @@ class Child:
             raise Lost(code) from error
         self.worn = bool(answer.pop("worn"))
         return answer
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     @property
     def lives(self) -> bool:
@@ -77,9 +86,18 @@ class Child:
 
     async def _exchange(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(encoded(question))
         await self._process.stdin.drain()
+        return await self._said()
+
+    async def _come_up(self) -> None:
+        """Its first words say that it is ready: importing is nothing that a question's time is spent on."""
+        if not self._came_up:
+            async with asyncio.timeout(_START_SECONDS):
+                self._came_up = bool(await self._said())
+
+    async def _said(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         (size,) = PREFIX.unpack(await self._process.stdout.readexactly(PREFIX.size))
         if size > MOST_BYTES:
             raise ValueError(f"an answer of {size} bytes")

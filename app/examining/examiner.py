@@ -42,6 +42,7 @@ def main() -> None:
 def answer_all() -> None:
     """One frame in, one frame out. A child that has grown says so in its last answer and ends."""
     born_with = _resident_bytes()
+    _say({"ready": True})
     for count in range(1, _MOST_QUESTIONS + 1):
         question = read_frame(sys.stdin.buffer)
         if question is None:
@@ -49,10 +50,14 @@ def answer_all() -> None:
         bound_processor(question["cpu_seconds"])
         answer = _answer(question)
         answer["worn"] = count == _MOST_QUESTIONS or _resident_bytes() > born_with + _GROWTH_BYTES
-        sys.stdout.buffer.write(encoded(answer))
-        sys.stdout.buffer.flush()
+        _say(answer)
         if answer["worn"]:
             return
+
+
+def _say(document: Mapping[str, Any]) -> None:
+    sys.stdout.buffer.write(encoded(document))
+    sys.stdout.buffer.flush()
 
 
 def _answer(question: Mapping[str, Any]) -> dict[str, Any]:

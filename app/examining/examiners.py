@@ -57,6 +57,11 @@ class Examiners:
         """Starts the first child, once there is an event loop."""
         self._pool.warm()
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the children, for those who watch them."""
+        return self._pool.pids
+
     async def close(self) -> None:
         """Ends all children."""
         await self._pool.close()

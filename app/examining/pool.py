@@ -35,6 +35,11 @@ class Pool:
         """Starts the first child, so that the first question finds it ready."""
         self._later(self._refill())
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of all children, idle ones first."""
+        return [child.pid for child in (*self._idle, *self._busy)]
+
     async def ask(self, question: dict[str, Any], request: Request, data_bytes: int = 0) -> dict[str, Any]:
         """The answer of a child; ``request`` tells when nobody waits for it any more.
 
@@ -105,7 +110,7 @@ class Pool:
         return await Child.start(self._limits)
 
     def _give_back(self, child: Child) -> None:
-        if child.lives and not self._closed:
+        if child.lives and self._has_room():
             self._idle.append(child)
             return
         child.kill()  # at once: a cancelled request can't wait for anything
@@ -114,8 +119,16 @@ class Pool:
 
     async def _refill(self) -> None:
         """A fresh child takes half a second to come up; better before it is asked."""
-        if not self._idle and not self._closed:
-            self._idle.append(await Child.start(self._limits))
+        if self._idle or not self._has_room():
+            return
+        child = await Child.start(self._limits)
+        if self._has_room():  # a question that came meanwhile has started one of its own
+            self._idle.append(child)
+        else:
+            await child.bury()
+
+    def _has_room(self) -> bool:
+        return not self._closed and len(self._idle) + len(self._busy) < self._limits.at_once
 
     async def _unless_gone(self, asking: Any, request: Request) -> dict[str, Any]:
         task: asyncio.Task[dict[str, Any]] = asyncio.create_task(asking)
