@@ -268,11 +268,16 @@ def test_what_is_no_answer_is_told_in_our_own_words(settings: Settings, answer: 
             assert "SECRET" not in outcome.reason
 
 
-def test_a_name_that_tls_chokes_on_is_a_try_that_failed(settings: Settings, plain: Receiver) -> None:
-    port = plain.url.split(":")[2]
-    assert (
-        _miss(settings, f"https://.example:{port}", resolve=_to("127.0.0.1")).reason == "The address can't be called."
-    )
+def test_something_unforeseen_is_a_try_that_failed(settings: Settings) -> None:
+    def broken(_host: str, _port: int) -> list[str]:
+        raise ValueError("SECRET")
+
+    assert _miss(settings, "https://example.com/", resolve=broken).reason == "The address can't be called."
+
+
+@pytest.mark.parametrize("host", [".example.com", "a..b", "a" * 64 + ".com", "%00"])
+def test_a_name_that_is_none_is_not_called(settings: Settings, host: str) -> None:
+    assert NO_PEER in _miss(settings, f"https://{host}/").reason
 
 
 def test_nobody_there_is_told(settings: Settings, free_port: int) -> None:

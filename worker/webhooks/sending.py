@@ -51,7 +51,7 @@ class Sender:
             return Miss(f"No answer within {self._settings.webhook_seconds:g} seconds.")
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             return Miss(_in_words(error))
-        except Exception:  # a name that TLS chokes on, say: one more try that failed, and no message that never ends
+        except Exception:  # one more try that failed, and no message that is claimed for ever
             log.exception("sending failed", delivery_id=message.id, host=_host(message))
             return Miss("The address can't be called.")
         return status if 200 <= status < 300 else Miss(_meaning(status), status)
