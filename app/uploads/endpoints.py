@@ -51,6 +51,7 @@ async def put_dataset_file(
 @router.head(
     "/blobs/sha256:{digest}",
     responses={**declared(404), 200: {"description": "You have these bytes", "headers": {"Content-Length": _SIZE}}},
+    response_class=Response,
 )
 def look_for_blob(digest: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], caller: Uploader, ctx: Ctx) -> Response:
     """Whether you have these bytes already, in any file, checkpoint, dataset or artifact; then skip their upload."""

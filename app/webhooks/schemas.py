@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
 
 from app.store.deliveries import DeliveryState, DisabledReason, WebhookEvent
 
@@ -57,7 +57,7 @@ class WebhookChange(BaseModel):
 
     url: _Url | None = None
     events: _Events | None = None
-    enabled: bool | None = Field(None, description="false: nothing is sent any more, and what waits is given up")
+    enabled: StrictBool | None = Field(None, description="false: nothing is sent any more, and what waits is given up")
 
 
 class SecretChange(BaseModel):
