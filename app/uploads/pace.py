@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from app.settings import Settings
 from app.uploads.errors import BodyTooSlow
 
+_CLOSING = {"Connection": "close"}  # the rest of the body, if it comes at all, would come as slowly
+
 
 async def paced(body: AsyncIterator[bytes], settings: Settings) -> AsyncIterator[bytes]:
     """The pieces of ``body``, for as long as they come quickly enough.
@@ -29,7 +31,8 @@ async def paced(body: AsyncIterator[bytes], settings: Settings) -> AsyncIterator
                 piece = await anext(body, None)
         except TimeoutError as error:
             raise BodyTooSlow(
-                f"Nothing came for {span:g} seconds (COGRAM_BODY_IDLE_SECONDS). Send the rest, or the whole, again."
+                f"Nothing came for {span:g} seconds (COGRAM_BODY_IDLE_SECONDS). Send the rest, or the whole, again.",
+                headers=_CLOSING,
             ) from error
         if piece is None:
             return
@@ -38,7 +41,8 @@ async def paced(body: AsyncIterator[bytes], settings: Settings) -> AsyncIterator
             if received < least:
                 raise BodyTooSlow(
                     f"{received} bytes came in {waited:.0f} seconds; at least {settings.body_min_bytes_per_second} a "
-                    "second are wanted (COGRAM_BODY_MIN_BYTES_PER_SECOND)."
+                    "second are wanted (COGRAM_BODY_MIN_BYTES_PER_SECOND).",
+                    headers=_CLOSING,
                 )
             waited, received = 0.0, 0
         yield piece

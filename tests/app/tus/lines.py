@@ -56,8 +56,8 @@ class Line:
                 thread.start()
 
     def _pump(self, source: socket.socket, target: socket.socket, left: int | None) -> None:
-        source.settimeout(30)
         with contextlib.suppress(OSError):
+            source.settimeout(30)
             while piece := source.recv(65536 if left is None else min(65536, left)):
                 target.sendall(piece)
                 if left is not None:

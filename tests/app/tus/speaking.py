@@ -6,9 +6,11 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import httpx
 
+from app.store.models import Upload
 from tests.app.factories import Service
 
 CHUNK_TYPE = "application/offset+octet-stream"
@@ -71,6 +73,11 @@ class Tus:
     def delete(self, url: str) -> httpx.Response:
         """A termination."""
         return self.service.http.delete(url, headers=VERSION)
+
+    def expiry(self, url: str) -> datetime:
+        """By the row: it moves when a request has the upload for itself. Asking for it by a PATCH would take it away."""
+        with self.service.context.database.reading() as session:
+            return session.get_one(Upload, url.rpartition("/")[2]).expires_at
 
     def staged(self) -> list[str]:
         """Names of the files of uploads under way."""
