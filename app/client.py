@@ -15,7 +15,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,8 @@ _LONGEST_WAIT = 30
 _QUIET_SECONDS = 60.0  # the service speaks every 15 seconds at least; longer silence is a broken connection
 _RECONNECT_SECONDS = 0.5
 _MOST_RECONNECTS = 60
+_MOST_RESENDS = 20
+_PASSING = frozenset({502, 503, 504})  # a part of the service, or a proxy before it, is just away
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,12 @@ class Event:
 
 
 class Client:
-    """Talks to one service. Not made for several threads at once."""
+    """Talks to one service, with the key given or else that in COGRAM_API_KEY. Not made for several threads at once."""
 
-    def __init__(self, address: str, timeout: float = 60.0) -> None:
-        self._http = httpx.Client(base_url=address.rstrip("/") + "/v1", timeout=timeout)
+    def __init__(self, address: str, timeout: float = 60.0, api_key: str | None = None) -> None:
+        key = api_key or os.environ.get("COGRAM_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=address.rstrip("/") + "/v1", timeout=timeout, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -99,8 +105,8 @@ class Client:
         return self._json("POST", "/fusions/validate", json=recipe)
 
     def submit(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """Queues a fusion."""
-        return self._json("POST", "/fusions", json=recipe)
+        """Queues a fusion, and no more than one, however often the connection breaks."""
+        return self._once("/fusions", json=recipe)
 
     def fusion(self, fusion_id: str) -> dict[str, Any]:
         """How a fusion stands."""
@@ -109,6 +115,10 @@ class Client:
     def cancel(self, fusion_id: str) -> dict[str, Any]:
         """Asks a fusion to stop."""
         return self._json("POST", f"/fusions/{fusion_id}/cancel")
+
+    def retry(self, fusion_id: str) -> dict[str, Any]:
+        """Queues a new fusion like one that failed or was cancelled."""
+        return self._once(f"/fusions/{fusion_id}/retry")
 
     def wait(self, fusion_id: str, timeout: float) -> dict[str, Any]:
         """The fusion once it has ended; raises TimeoutError if it takes longer."""
@@ -193,7 +203,7 @@ class Client:
             else:
                 self._put(kind, name, path, file, digest)
             document.setdefault("files", []).append(path)
-        return self._json("POST", f"/{kind}", json=document)
+        return self._once(f"/{kind}", json=document)
 
     def _events(self, fusion_id: str, last_event_id: int) -> Iterator[Event]:
         headers = {"Last-Event-ID": str(last_event_id)} if last_event_id else {}
@@ -202,6 +212,23 @@ class Client:
         with self._http.stream("GET", url, headers=headers, timeout=timeout) as answer:
             raise_for_problem(answer)
             yield from parse_events(answer.iter_lines())
+
+    def _once(self, url: str, **options: Any) -> dict[str, Any]:
+        """A POST that is sent again until it is answered: by its key the service knows it, and does it once."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        failures = 0
+        while True:
+            try:
+                return self._json("POST", url, headers=headers, **options)
+            except Unreachable:
+                failures += 1
+                if failures > _MOST_RESENDS:
+                    raise
+            except ServiceProblem as problem:
+                failures += 1
+                if problem.status not in _PASSING or failures > _MOST_RESENDS:
+                    raise
+            time.sleep(_RECONNECT_SECONDS)
 
     def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
         answer = self._request(method, url, **options)

@@ -20,6 +20,7 @@ from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
 from app.idempotency import Once
 from app.idempotency.once import CallOnce
 from app.paging import Limit, PageToken, decode_id, encode_token
+from app.store.models import Fusion
 from app.store.ownership import Owner
 from app.store.states import FINAL, FusionState
 
@@ -106,6 +107,16 @@ def cancel_fusion(fusion_id: str, caller: Fuser, ctx: Ctx) -> FusionOut:
         return fusion_out(service.cancel(session, caller.tenant, fusion_id))
 
 
+@router.post("/{fusion_id}/retry", status_code=202, response_model=FusionOut, responses=declared(404, 409, 503, 507))
+def retry_fusion(fusion_id: str, caller: Fuser, once: Once, ctx: Ctx) -> Response:
+    """Queue a new fusion with the recipe and the inputs of one that failed or was cancelled; that one stays as it is."""
+    ctx.quotas.check_disk()
+    with ctx.database.transaction() as session:
+        once.begin(session)
+        fusion = service.retry(session, caller.owner, fusion_id, ctx.quotas)
+        return once.answer(session, 202, fusion_out(fusion), _where(fusion))
+
+
 @router.delete("/{fusion_id}", status_code=204, responses=declared(404, 409))
 def delete_fusion(fusion_id: str, caller: Fuser, ctx: Ctx) -> None:
     """Remove a fusion that has ended, its events and its artifacts; their bytes stay on the disk until a collector comes."""
@@ -128,8 +139,11 @@ def _submit(ctx: Context, owner: Owner, checked: checking.Checked, once: CallOnc
     with ctx.database.transaction() as session:
         once.begin(session)
         fusion = service.submit(session, owner, checked, ctx.quotas)
-        headers = {"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER}
-        return once.answer(session, 202, fusion_out(fusion), headers)
+        return once.answer(session, 202, fusion_out(fusion), _where(fusion))
+
+
+def _where(fusion: Fusion) -> dict[str, str]:
+    return {"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER}
 
 
 def _look(ctx: Context, tenant: str, fusion_id: str) -> FusionOut:

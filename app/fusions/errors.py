@@ -47,6 +47,18 @@ class AlreadyFinal(Conflict):
     code, title = "fusion.already_final", "Fusion already ended"
 
 
+class AlreadySucceeded(Conflict):
+    """There is a result; nothing is left to try again."""
+
+    code, title = "fusion.already_succeeded", "Fusion already succeeded"
+
+
+class InputsRemoved(Conflict):
+    """What the fusion was made from is no longer there; lists all of it."""
+
+    code, title = "fusion.inputs_removed", "Inputs removed"
+
+
 class NotARecipe(UnsupportedMedia):
     """The body is neither JSON nor YAML."""
 

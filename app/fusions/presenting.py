@@ -17,6 +17,7 @@ def fusion_out(fusion: Fusion) -> FusionOut:
         id=fusion.id,
         state=fusion.state,
         attempt=fusion.attempt,
+        retry_of=fusion.retry_of,
         recipe=fusion.recipe,
         progress=fusion.progress,
         verdict=fusion.verdict,

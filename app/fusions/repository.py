@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.store.ids import is_id
-from app.store.models import Checkpoint, Dataset, Fusion
+from app.store.models import Checkpoint, Dataset, Fusion, FusionInput
 from app.store.retention import remove_fusion
 from app.store.states import FusionState
 
@@ -35,11 +35,16 @@ def page(
     return session.scalars(chosen).all()
 
 
-def hold_inputs(session: Session, checkpoints: Collection[str], datasets: Collection[str]) -> set[str]:
-    """Which of these ids exist; none of them can be removed until the transaction ends."""
-    held = select(Checkpoint.id).where(Checkpoint.id.in_(checkpoints)).order_by(Checkpoint.id)
+def inputs_of(session: Session, fusion_id: str) -> set[str]:
+    """The ids of the checkpoints and datasets that it uses."""
+    return set(session.scalars(select(FusionInput.reference).where(FusionInput.fusion_id == fusion_id)))
+
+
+def hold_inputs(session: Session, ids: Collection[str]) -> set[str]:
+    """Which of these checkpoints and datasets exist; none of them can be removed until the transaction ends."""
+    held = select(Checkpoint.id).where(Checkpoint.id.in_(ids)).order_by(Checkpoint.id)
     found = set(session.scalars(held.with_for_update(read=True)))
-    held = select(Dataset.id).where(Dataset.id.in_(datasets)).order_by(Dataset.id)
+    held = select(Dataset.id).where(Dataset.id.in_(ids)).order_by(Dataset.id)
     return found | set(session.scalars(held.with_for_update(read=True)))
 
 

@@ -34,6 +34,7 @@ class FusionOut(BaseModel):
     id: str
     state: FusionState
     attempt: int = Field(description="how many workers have begun it")
+    retry_of: str | None = Field(None, description="the fusion that failed or was cancelled, and that this one repeats")
     recipe: dict[str, Any] = Field(description="with all defaults filled in and references resolved to ids")
     progress: dict[str, Any] | None
     verdict: dict[str, Any] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -11,8 +12,10 @@ from app.fusions import repository
 from app.fusions.checking import Checked
 from app.fusions.errors import (
     AlreadyFinal,
+    AlreadySucceeded,
     ArtifactNotFound,
     FusionNotFound,
+    InputsRemoved,
     NoResult,
     NotFinished,
     RecipeRefused,
@@ -39,15 +42,45 @@ def submit(session: Session, owner: Owner, checked: Checked, quotas: Quotas) -> 
     if checked.problems or checked.recipe is None:
         raise RecipeRefused(summary(checked.problems), errors=checked.problems)
     wanted = {*checked.checkpoints, *checked.datasets}
-    gone = wanted - repository.hold_inputs(session, checked.checkpoints, checked.datasets)
+    gone = wanted - repository.hold_inputs(session, wanted)
     if gone:
         problems = [
             Problem("recipe", "input.removed", f"{key} was removed while the recipe was checked")
             for key in sorted(gone)
         ]
         raise RecipeRefused(summary(problems), errors=problems)
-    origin = jobs.Origin(current_request_id(), current_traceparent())
-    fusion = jobs.submit(session, owner, checked.recipe.to_document(), wanted, origin)
+    return _queue(session, owner, checked.recipe.to_document(), wanted, quotas)
+
+
+def retry(session: Session, owner: Owner, fusion_id: str, quotas: Quotas) -> Fusion:
+    """Queues a new fusion with the recipe of one that failed or was cancelled: what has ended stays as it ended.
+
+    Raises:
+        NotFinished: while there is nothing to do again.
+        AlreadySucceeded: when there is a result.
+        InputsRemoved: listing every input that is gone.
+        FusionsUsedUp, TooManyAtOnce: when the account has no room for it.
+    """
+    earlier = _existing(repository.get_locked(session, owner.tenant, fusion_id), fusion_id)
+    if earlier.state not in FINAL:
+        raise NotFinished(f"The fusion is {earlier.state}; only one that failed or was cancelled can be tried again.")
+    if earlier.state == FusionState.SUCCEEDED:
+        raise AlreadySucceeded("The fusion has succeeded. To run its recipe again, POST it to /v1/fusions.")
+    wanted = repository.inputs_of(session, fusion_id)
+    gone = wanted - repository.hold_inputs(session, wanted)
+    if gone:
+        problems = [
+            Problem(key, "input.removed", f"{key} was removed; upload it again and post a new recipe")
+            for key in sorted(gone)
+        ]
+        raise InputsRemoved(summary(problems), errors=problems)
+    fusion = _queue(session, owner, earlier.recipe, wanted, quotas)
+    fusion.retry_of = earlier.id
+    return fusion
+
+
+def _queue(session: Session, owner: Owner, recipe: dict[str, Any], inputs: set[str], quotas: Quotas) -> Fusion:
+    fusion = jobs.submit(session, owner, recipe, inputs, jobs.Origin(current_request_id(), current_traceparent()))
     quotas.check_fusions(session, owner)
     return fusion
 
