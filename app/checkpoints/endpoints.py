@@ -75,7 +75,10 @@ def delete_checkpoint(checkpoint_id: str, caller: Uploader, ctx: Ctx) -> None:
 
 def _gather(ctx: Context, owner: Owner, wanted: CheckpointIn) -> service.Candidate:
     with ctx.database.transaction() if wanted.blobs else ctx.database.reading() as session:
-        return service.gather(session, owner, wanted)
+        candidate = service.gather(session, owner, wanted)
+        if wanted.blobs:
+            ctx.quotas.check_bytes(session, owner)  # bytes count wherever they stand, though none came now
+        return candidate
 
 
 def _create(

@@ -64,7 +64,10 @@ def delete_dataset(dataset_id: str, caller: Uploader, ctx: Ctx) -> None:
 
 def _gather(ctx: Context, owner: Owner, wanted: DatasetIn) -> UploadedFile:
     with ctx.database.transaction() if wanted.blobs else ctx.database.reading() as session:
-        return service.gather(session, owner, wanted)
+        file = service.gather(session, owner, wanted)
+        if wanted.blobs:
+            ctx.quotas.check_bytes(session, owner)  # bytes count wherever they stand, though none came now
+        return file
 
 
 def _create(ctx: Context, owner: Owner, file: UploadedFile, facts: DatasetFacts, once: CallOnce) -> Response:

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.store.database import Database
 from tests.app.access import Guarded
 from tests.app.conftest import guarded_by_keys, running
-from tests.app.factories import Service, chain, examples
+from tests.app.factories import Service, chain, examples, sha256
 
 AT_ONCE = 20
 URL = "/v1/checkpoints/net/files/{}"
@@ -126,6 +126,19 @@ def test_who_makes_a_checkpoint_of_a_colleagues_file_takes_its_bytes_over(guarde
             colleague.upload(kind, "x", "x.safetensors", content)
             assert small.http.post(f"/v1/{kind}", json={"name": "x"}).json()["code"] == "quota.bytes"
             assert colleague.http.post(f"/v1/{kind}", json={"name": "x"}).status_code == 201
+
+
+def test_bytes_that_are_there_already_count_where_they_are_used_again(guarded: Guarded) -> None:
+    key = guarded.key("one", bytes=len(chain()) + len(examples()))
+    with guarded.calling(key) as one:
+        for kind, content in (("checkpoints", chain()), ("datasets", examples())):
+            one.upload(kind, "x", "x.safetensors", content)
+            assert one.http.post(f"/v1/{kind}", json={"name": "x"}).status_code == 201
+            again = {"name": "y", "blobs": {"x.safetensors": f"sha256:{sha256(content)}"}}
+            answer = one.http.post(f"/v1/{kind}", json=again)
+            if kind == "datasets":  # the checkpoint still left room for one more dataset's bytes, but not for two
+                assert (answer.status_code, answer.json()["code"]) == (403, "quota.bytes")
+        assert len(one.http.get("/v1/datasets").json()["items"]) == 1
 
 
 def test_accounts_have_what_the_settings_say_unless_their_key_says_otherwise(sqlite_settings: Settings) -> None:

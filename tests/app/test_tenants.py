@@ -186,6 +186,8 @@ def test_files_of_a_colleague_can_be_used_and_those_of_strangers_can_not(guarded
             one.upload(kind, "net", "x.safetensors", content)
             for document in ({"name": "net"}, {"name": "net", "files": ["x.safetensors"]}):
                 assert two.post(f"/v1/{kind}", json=document).status_code == 422
+            stolen = {"name": "net", "blobs": {"x.safetensors": f"sha256:{sha256(content)}"}}
+            assert two.post(f"/v1/{kind}", json=stolen).status_code == 422
             with guarded.client(guarded.key("one")) as colleague:
                 assert colleague.post(f"/v1/{kind}", json={"name": "net"}).status_code == 201
 
