@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 SIDE_BY_SIDE := tests/core tests/bench tests/store tests/app
 
-.PHONY: setup demo serve check test test-gpu bench bench-gpu bench-paper catalogue clean
+.PHONY: setup demo serve check test test-gpu soak bench bench-gpu bench-paper catalogue clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,13 @@ test: check
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu tests/gpu
+
+# A service under seeded disturbance: SEED and JOBS choose, STACK is embedded or split. See docs/soak.md.
+SEED ?= 0
+JOBS ?= 200
+STACK ?= embedded
+soak: setup
+	$(BIN)/python -m tests.chaos.soak --seed $(SEED) --jobs $(JOBS) --stack $(STACK)
 
 bench: setup
 	$(BIN)/python -m bench.run

@@ -199,7 +199,7 @@ def problem(answer: httpx.Response) -> str:
 
 
 def _code(answer: httpx.Response) -> str:
-    if answer.headers.get("Content-Type") != "application/problem+json":
+    if answer.headers.get("Content-Type") != "application/problem+json" or not answer.content:  # none with HEAD
         return ""
     return str(answer.json().get("code", ""))
 

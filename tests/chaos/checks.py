@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.settings import Settings
@@ -28,6 +28,7 @@ from worker.reaper import reap
 
 FULL_DISK_CODES = frozenset({"output.failed", "storage.full"})
 _DAY = 2 * 86400.0
+_UPLOADS_A_ROUND = 50  # the reaper removes at least so many at once
 
 Expected = Mapping[int, Mapping[str, str]]
 
@@ -42,14 +43,12 @@ def unsettled(stack: Stack) -> str:
     try:
         with database.reading() as session:
             open_ones = session.scalars(select(Fusion.id).where(Fusion.state.not_in(FINAL))).all()
-            uploads = session.scalar(select(func.count()).select_from(Upload)) or 0
             messages = session.scalar(select(func.count()).select_from(OutboxMessage)) or 0
     finally:
         database.close()
     folders = _work_folders(stack)
     told = [f"fusions {', '.join(open_ones[:5])}"] if open_ones else []
     told += [f"{messages} messages"] if messages else []
-    told += [f"{uploads} uploads that have not expired"] if uploads else []
     return "; ".join(told + ([f"work folders {', '.join(folders[:5])}"] if folders else []))
 
 
@@ -57,7 +56,7 @@ def let_a_day_pass(stack: Stack, tally: Tally) -> None:
     """Runs the service's own reaper and collector once more, over a service that has stopped.
 
     What killed processes left half-written is removed a day after its last byte, and an unused blob after a time of grace:
-    the files are made a day older, and the grace is none.
+    files and uploads are made older by days, and the grace is none.
     """
     settings = Settings(data_dir=stack.data_dir, database_url=stack.database_url)
     staged = [*settings.incoming_dir.glob("*"), *settings.uploads_dir.glob("*")]
@@ -66,7 +65,11 @@ def let_a_day_pass(stack: Stack, tally: Tally) -> None:
     tally.counts["half-written files that the reaper removed"] = len(staged)
     database = Database(stack.database_url)
     try:
-        reap(database, settings)
+        with database.transaction() as session:
+            session.execute(update(Upload).values(expires_at=Upload.created_at))
+            expired = 1 + (session.scalar(select(func.count()).select_from(Upload)) or 0)
+        for _ in range(-(-expired // _UPLOADS_A_ROUND)):
+            reap(database, settings)
         collector = Collector(database, open_storage(settings), timedelta())
         tally.counts["bytes without a row before the last collection"] = collector.adopt_orphans()
         while collected := collector.collect():
@@ -196,6 +199,7 @@ def _check_blobs(session: Session, stack: Stack, tally: Tally) -> None:
     tally.check(not damaged, f"blobs that are not what they are called: {damaged[:3]}")
     settings = Settings(data_dir=stack.data_dir)
     staged = [path.name for folder in (settings.incoming_dir, settings.uploads_dir) for path in folder.glob("*")]
+    staged += session.scalars(select(Upload.id)).all()
     tally.counts["left over: staged uploads"] = len(staged)
     tally.check(not staged, f"staged uploads were left: {staged[:5]}")
 

@@ -14,7 +14,6 @@ from tests.chaos.tally import Accepted, Tally
 
 _FILE = "model.safetensors"
 _PAGE = 200
-_MOST_REPEATS = 20
 
 
 class Deeds:
@@ -28,17 +27,18 @@ class Deeds:
     def bring(self, name: str, cuts: tuple[float, ...], resumably: bool) -> None:
         """Uploads a file and makes a checkpoint or dataset of it."""
         kind, file = self._files.kinds[name], self._files.path(name)
-        for _ in range(_MOST_REPEATS):
-            put = self._caller.put_resumably if resumably else self._caller.put
-            digest = put(kind, name, file, cuts)
-            answer = self._caller.ask("POST", f"/{kind}s", json={"name": name, "files": [_FILE]})
-            # A lost answer, asked for again, finds the file used already: by what this very call has made.
-            if answer.status_code == 201 or self._exists(kind, name):
-                self._tally.acknowledge(name, digest, file.stat().st_size)
-                return
-            self._tally.note(f"{name} is brought again: {problem(answer)}")
-            cuts = ()
-        self._tally.find(f"{name} could not be brought")
+        put = self._caller.put_resumably if resumably else self._caller.put
+        digest = put(kind, name, file, cuts)
+        answer = self._caller.ask(
+            "POST",
+            f"/{kind}s",
+            json={"name": name, "files": [_FILE]},
+            headers={"Idempotency-Key": f"bring-{name}"},  # else a lost answer, asked for again, finds the file used
+        )
+        if answer.status_code != 201:
+            self._tally.find(f"{name} could not be made of its upload: {problem(answer)}")
+            return
+        self._tally.acknowledge(name, digest, file.stat().st_size)
 
     def run(self, job: Job) -> None:
         """One job from its inputs to its result."""
@@ -136,6 +136,3 @@ class Deeds:
             content = self._caller.download(item["link"], item["size"], job.pieces)
             same = hashlib.sha256(content).hexdigest() == item["sha256"]
             self._tally.check(same, f"{accepted.fusion_id}: {item['path']} came with another digest")
-
-    def _exists(self, kind: str, name: str) -> bool:
-        return bool(self._caller.ask("GET", f"/{kind}s", params={"name": name}).json()["items"])

@@ -24,8 +24,7 @@ class Disturbance:
         self._disk = disk
         self._tally = tally
         self._kills = kills
-        self._pause, self._part = next(self._kills)
-        self._due = time.monotonic() + self._pause
+        self._draw()
 
     def go_on(self, ended: Callable[[], float], fillings: Sequence[Filling], until: float) -> None:
         """Until all is ended, or the time is over; ``ended`` tells the share of deeds that are."""
@@ -46,21 +45,24 @@ class Disturbance:
 
     def _step(self, seconds: float) -> None:
         self.watch(seconds)
-        if time.monotonic() < self._due:
+        if self._part is None or time.monotonic() < self._due:
             return
-        if self._kill() or time.monotonic() > self._due + _WAIT_FOR_PART:
-            self._pause, self._part = next(self._kills)
-            self._due = time.monotonic() + self._pause
+        if self._kill(self._part) or time.monotonic() > self._due + _WAIT_FOR_PART:
+            self._draw()
 
-    def _kill(self) -> bool:
+    def _draw(self) -> None:
+        pause, self._part = next(self._kills, (0.0, None))
+        self._due = time.monotonic() + pause
+
+    def _kill(self, part: str) -> bool:
         """Whether the part was there to be killed; one that is just being started again is waited for."""
-        process = self._stack.part(self._part)
+        process = self._stack.part(part)
         if process is None:
             return False
         try:
             process.kill()
         except psutil.NoSuchProcess:
             return False
-        self._tally.count(f"kills: {self._part}")
-        self._tally.note(f"killed {self._part} ({process.pid})")
+        self._tally.count(f"kills: {part}")
+        self._tally.note(f"killed {part} ({process.pid})")
         return True

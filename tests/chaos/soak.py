@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -72,7 +73,7 @@ def _soak(
         stack.start()
         if isinstance(disk, LimitedFiles):
             disk.processes = stack.processes
-        disturbance = Disturbance(stack, disk, tally, plan.kills(*options.pauses))
+        disturbance = Disturbance(stack, disk, tally, islice(plan.kills(*options.pauses), options.kills))
         _perform(plan, files, stack, tally, disturbance, deadline)
         _settle(stack, disturbance, tally)
         stack.stop()
@@ -207,6 +208,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--pauses", type=float, nargs=2, default=(2.0, 10.0), metavar=("LEAST", "MOST"), help="seconds between kills"
     )
+    parser.add_argument("--kills", type=int, help="the most; without it, as long as callers are at work")
     parser.add_argument("--keep", type=Path, help="a new folder for logs and, if a check fails, all data")
     options = parser.parse_args()
     if options.minutes is None:
