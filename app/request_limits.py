@@ -1,4 +1,4 @@
-"""How large the head of a request may be, and how many requests are answered at once: of all, and of one address."""
+"""What a head may look like and how large it may be; how many requests are answered at once: of all, and of one address."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import ApiError, TooManyRequests, Unavailable, answer_to
+from app.errors import ApiError, BadRequest, TooManyRequests, Unavailable, answer_to
 from app.settings import Settings
 
 _ALWAYS = frozenset({"/healthz/live", "/v1/healthz/live"})  # a busy process is alive
@@ -52,7 +52,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         peer = (scope.get("client") or ("",))[0]
-        fault = self._fault_of_head(scope) or self._fault_of_number(scope["path"], peer)
+        fault = _fault_of_framing(scope) or self._fault_of_head(scope) or self._fault_of_number(scope["path"], peer)
         if fault is not None:
             await answer_to(fault, scope["path"])(scope, receive, send)
             return
@@ -98,3 +98,21 @@ class RequestLimits:
                 f"{most} requests are being answered (COGRAM_MAX_REQUESTS). Come again in a moment.", headers=_SOON
             )
         return None
+
+
+def _fault_of_framing(scope: Scope) -> ApiError | None:
+    """Whether a proxy in front may have seen another end of this request than we do, and so another beginning of the next.
+
+    The parser lets some of that pass (RFC 9112, sections 2.3 and 6.1), so it is refused here, and the connection ended.
+    """
+    names = {name for name, _ in scope["headers"]}
+    chunked = b"transfer-encoding" in names
+    if scope["http_version"] not in {"1.0", "1.1"}:
+        message = f"HTTP/{scope['http_version']} is not spoken here; speak HTTP/1.1."
+    elif chunked and b"content-length" in names:
+        message = "Content-Length and Transfer-Encoding contradict each other; send one of them."
+    elif chunked and scope["http_version"] == "1.0":
+        message = "HTTP/1.0 has no Transfer-Encoding; send Content-Length, or speak HTTP/1.1."
+    else:
+        return None
+    return BadRequest(message, headers={"Connection": "close"})
