@@ -123,7 +123,8 @@ class Deeds:
             return None
         accepted.full_disk = True  # the checks see whether the disk was full, and whether the error says so
         self._tally.note(f"{accepted.fusion_id} (job {job.number}) failed: {json.dumps(accepted.error)[:600]}")
-        answer = self._caller.ask("POST", f"/fusions/{accepted.fusion_id}/retry")
+        headers = {"Idempotency-Key": f"retry-{accepted.fusion_id}"}
+        answer = self._caller.ask("POST", f"/fusions/{accepted.fusion_id}/retry", headers=headers)
         if answer.status_code != 202:
             self._tally.find(f"{accepted.fusion_id}: retry: {problem(answer)}")
             return None

@@ -13,7 +13,7 @@ from tests.chaos.stacks import Stack
 from tests.chaos.tally import Tally
 
 _LOOK_SECONDS = 0.05
-_WAIT_FOR_PART = 15.0
+_MOST_SECONDS = 30.0  # that a part which is just being started again is waited for
 
 
 class Disturbance:
@@ -45,24 +45,29 @@ class Disturbance:
 
     def _step(self, seconds: float) -> None:
         self.watch(seconds)
-        if self._part is None or time.monotonic() < self._due:
-            return
-        if self._kill(self._part) or time.monotonic() > self._due + _WAIT_FOR_PART:
-            self._draw()
+        if self._part is not None and time.monotonic() >= self._due:
+            self._kill(self._part)
 
     def _draw(self) -> None:
-        pause, self._part = next(self._kills, (0.0, None))
-        self._due = time.monotonic() + pause
+        self._pause, self._part = next(self._kills, (0.0, None))
+        self._due = time.monotonic() + self._pause
+        self._last = self._due + _MOST_SECONDS
 
-    def _kill(self, part: str) -> bool:
-        """Whether the part was there to be killed; one that is just being started again is waited for."""
+    def _kill(self, part: str) -> None:
         process = self._stack.part(part)
-        if process is None:
-            return False
+        if process is not None:
+            self._end(process, part)
+        elif time.monotonic() > self._last:
+            self._tally.count(f"kills left out, as it was down: {part}")
+            self._draw()
+        else:  # not at once when it appears: every other kill of it would then meet its start
+            self._due = time.monotonic() + self._pause
+
+    def _end(self, process: psutil.Process, part: str) -> None:
         try:
             process.kill()
         except psutil.NoSuchProcess:
-            return False
+            return
         self._tally.count(f"kills: {part}")
         self._tally.note(f"killed {part} ({process.pid})")
-        return True
+        self._draw()

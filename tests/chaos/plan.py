@@ -13,7 +13,7 @@ PARTS = ("worker", "worker's child", "API", "dispatcher", "broker")
 Outcome = Literal["succeeds", "fails", "refused"]
 
 _TINY = ((8,), (16,), (24, 12), (48,), (32, 32))
-_MIDDLING = ((320, 192), (256, 256))
+_MIDDLING = ((160, 128), (192, 96))
 _EXAMPLES = {"tiny": 96, "middling": 768}
 _FEATURES, _CLASSES = 16, 5
 _RESUMABLY = 0.6  # of all uploads

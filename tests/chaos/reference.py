@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+_PR_SET_PDEATHSIG = 1
 _TIMES = "elapsed"  # the one column of a trace that differs from run to run
 
 
@@ -58,6 +61,8 @@ def read(lines: Iterable[str]) -> dict[int, dict[str, Any]]:
 
 
 def main() -> None:
+    """Ends with the process that started it, whatever becomes of that."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     from tests.chaos.inputs import make_files
     from tests.chaos.plan import draw
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ Deed = Callable[[Deeds], None]
 def main() -> int:
     """0 if every check holds."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by the way of every "finally"
     started = time.monotonic()
     tally = Tally()
     with _folders(options.keep) as folder, ExitStack() as held:

@@ -25,7 +25,7 @@ from tests import services
 _START_SECONDS = 90.0
 _GRACE_SECONDS = 30.0
 _SERVERS = {"valkey-server", "redis-server"}
-QUEUES = "fusion.cpu,io"
+QUEUES = ("fusion.cpu", "fusion.cpu", "io")
 
 # Short leases, so that a soak of minutes sees what days would show. Attempts without end: a job whose worker is killed every
 # few seconds may lose it more often than the three times that are enough in peace.
@@ -146,7 +146,7 @@ def split(folder: Path, away: Path) -> Iterator[Stack]:
             "DATABASE_URL": database_url,
             "BROKER_URL": broker.url,
         }
-        commands = [("api", "--port", str(port)), ("dispatcher",), *[("worker", "--queues", QUEUES)] * 2]
+        commands = [("api", "--port", str(port)), ("dispatcher",), *(("worker", "--queues", name) for name in QUEUES)]
         children = [Child(broker.program()), *(_cogram(words[0], environment, *words) for words in commands)]
         stack = Stack(f"http://127.0.0.1:{port}", data_dir, database_url, children)
         held.callback(stack.stop)
