@@ -45,6 +45,7 @@ class Child:
         self._started = 0.0
         self._pause = _FIRST_PAUSE
         self._start_at = 0.0
+        self._wanted = True
 
     def start(self) -> None:
         """Runs the program. Only ever called from the main thread: Linux ties the orphan's signal to that."""
@@ -63,10 +64,16 @@ class Child:
     def keep_running(self) -> None:
         """Starts the program again if it has died and its pause is over; to be called every moment."""
         if self._process is None:
-            if time.monotonic() >= self._start_at:
+            if self._wanted and time.monotonic() >= self._start_at:
                 self.start()
         elif self._has_died():
             self._bury()
+
+    def let_end(self, how: signal.Signals) -> None:
+        """Sends the signal; once the program has ended, it is not started again."""
+        self._wanted = False
+        if self._process is not None and not self._has_died():
+            self._process.send_signal(how)
 
     def ask_to_stop(self) -> None:
         """Sends SIGTERM."""

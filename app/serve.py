@@ -24,7 +24,6 @@ from app.settings import Settings
 from app.store.blobs import Incoming
 from app.store.migrate import migrate
 
-_QUEUES = "fusion.cpu,fusion.cuda,io"
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 8.0  # for jobs to let go and requests to end
 _BROKER_GRACE_SECONDS = 3.0
@@ -33,7 +32,7 @@ _LOOK_SECONDS = 0.1
 
 
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
-    """Runs until SIGTERM or SIGINT. ``on_ready`` gets the address.
+    """Runs until SIGTERM or SIGINT; after SIGUSR2, until the running fusions have ended. ``on_ready`` gets the address.
 
     Raises:
         CannotServe: when something stands in the way of the start.
@@ -72,16 +71,24 @@ class _Supervisor:
                 descriptors=(listener.fileno(),),  # held here, so that callers wait while a new API starts
             )
         )
+        self._draining = False
+        self._fusion_workers = [
+            self._worker(
+                f"worker {number + 1}", "fusion.cpu,fusion.cuda", environment | _metrics_port(settings, 2 + number)
+            )
+            for number in range(settings.workers)
+        ]
         self._others = [
             Child(Program("dispatcher", (python, "-m", "worker.dispatcher"), environment | _metrics_port(settings, 1))),
-            Child(
-                Program(
-                    "worker",
-                    (python, "-m", "worker", "--queues", _QUEUES),
-                    environment | _metrics_port(settings, 2),
-                )
-            ),
+            self._worker(
+                "io", "io", environment | _metrics_port(settings, 2 + settings.workers)
+            ),  # no webhook waits behind a fusion
+            *self._fusion_workers,
         ]
+
+    @staticmethod
+    def _worker(name: str, queues: str, environment: dict[str, str]) -> Child:
+        return Child(Program(name, (sys.executable, "-m", "worker", "--queues", queues), environment))
 
     def run(self, stop: _Stop, on_ready: Callable[[str], None]) -> None:
         """Starts all, tells when they are ready, keeps them running until ``stop``, ends them."""
@@ -92,9 +99,19 @@ class _Supervisor:
             while not stop.wait(_LOOK_SECONDS):
                 for child in self._all():
                     child.keep_running()
+                if stop.draining and self._drained():
+                    break
         finally:
             stop_together([self._api, *self._others], _GRACE_SECONDS)
             stop_together(self._broker_children, _BROKER_GRACE_SECONDS)
+
+    def _drained(self) -> bool:
+        """Lets the fusion workers finish what they run and take nothing new; whether all have ended."""
+        if not self._draining:
+            self._draining = True
+            for worker in self._fusion_workers:
+                worker.let_end(signal.SIGUSR2)
+        return all(worker.is_gone() for worker in self._fusion_workers)
 
     def _start(self, stop: _Stop) -> None:
         for child in self._broker_children:
@@ -169,6 +186,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self.draining = False
 
     def wait(self, seconds: float) -> bool:
         """Whether it was set, at the latest after ``seconds``."""
@@ -184,7 +202,11 @@ def _stop_signals() -> Iterator[_Stop]:
     def ask(_signal: int, _frame: FrameType | None) -> None:
         stop.asked = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    def drain(_signal: int, _frame: FrameType | None) -> None:
+        stop.draining = True
+
+    handlers = {signal.SIGTERM: ask, signal.SIGINT: ask, signal.SIGUSR2: drain}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield stop
     finally:

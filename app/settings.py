@@ -25,6 +25,14 @@ class Settings(BaseSettings):
     port: int = Field(8765, ge=0, le=65535, validation_alias="COGRAM_PORT")
     lease_seconds: PositiveFloat = Field(60.0, validation_alias="COGRAM_LEASE_SECONDS")
     heartbeat_seconds: PositiveFloat = Field(10.0, validation_alias="COGRAM_HEARTBEAT_SECONDS")
+    stall_seconds: PositiveFloat = Field(
+        1800.0,
+        validation_alias="COGRAM_STALL_SECONDS",
+        description="a fusion that gives no sign of life for so long is taken from its process",
+    )
+    workers: PositiveInt = Field(
+        1, validation_alias="COGRAM_WORKERS", description="processes of cogram serve that run fusions on the CPU"
+    )
     max_attempts: PositiveInt = Field(3, validation_alias="COGRAM_MAX_ATTEMPTS")
     republish_seconds: PositiveFloat = Field(120.0, validation_alias="COGRAM_REPUBLISH_SECONDS")
     poll_seconds: PositiveFloat = Field(0.2, validation_alias="COGRAM_POLL_SECONDS", description="outbox, cancel flag")

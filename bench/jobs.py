@@ -109,7 +109,7 @@ def _killed(client: Client, victim: Callable[[], psutil.Process]) -> float:
 
 def _worker() -> psutil.Process:
     """The Celery worker's parent process."""
-    return next(p for p in psutil.Process().children(recursive=True) if "worker" in p.cmdline()[1:4])
+    return next(p for p in psutil.Process().children(recursive=True) if "fusion.cpu,fusion.cuda" in p.cmdline())
 
 
 def _job_process() -> psutil.Process:

@@ -1,7 +1,7 @@
 """The Celery application. It carries a job id and nothing else; the database is the truth about every job.
 
 The settings were run as one block against kill, restart and shutdown; each line keeps a job from being lost or from
-running twice for ever.
+running twice for ever. Nothing here imports torch: a worker of the io queue is small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from app.logs import configure_logging
 from app.settings import Settings
 from worker import recovery
 from worker.metrics import forget_in_child, serve_worker
-from worker.preload import preload
 
 RUN_FUSION = "fusions.run"
 QUEUES = ("fusion.cpu", "fusion.cuda", "io")
@@ -72,15 +71,24 @@ app.conf.update(
 )
 
 
+def serve_fusions() -> None:
+    """Before it takes a job, this worker loads all that its children will need."""
+    signals.worker_init.connect(_preload, weak=False)
+
+
+def _preload(**_signal: Any) -> None:
+    from worker.preload import preload
+
+    preload()
+
+
 def _configure_logs(**_signal: Any) -> None:
     """Replaces Celery's own logs."""
     configure_logging()
 
 
 signals.setup_logging.connect(_configure_logs, weak=False)
-signals.worker_init.connect(preload, weak=False)
 signals.worker_init.connect(serve_worker, weak=False)
 signals.worker_process_init.connect(forget_in_child, weak=False)
-signals.task_failure.connect(recovery.on_task_failure, weak=False)
 signals.worker_shutting_down.connect(recovery.on_shutting_down, weak=False)
 signals.worker_shutdown.connect(recovery.on_shutdown, weak=False)

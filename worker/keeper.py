@@ -1,10 +1,13 @@
-"""Keeps one lease: a thread that renews it, writes events, and sees when the run has to stop."""
+"""Keeps one lease: a thread that renews it, writes events, and sees when the run has to stop, or stands still."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from enum import Enum
 from threading import Event, Thread
 
@@ -30,17 +33,41 @@ class Stop(Enum):
     SHUTDOWN = "the worker stops"
 
 
-class Keeper:
-    """The core's thread never waits for the database: it reads ``stop``, and leaves what it tells with ``events``."""
+def _tell_nobody(_deadline: float) -> None:
+    return None
 
-    def __init__(self, database: Database, settings: Settings, claim: jobs.Claim, stopping: Callable[[], bool]) -> None:
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds leases: a process of this name, asked by ``stopping`` whether it has to let go.
+
+    ``tell_deadline`` takes when its lease runs out, and 0 when it holds none.
+    """
+
+    name: str
+    stopping: Callable[[], bool]
+    tell_deadline: Callable[[float], None] = _tell_nobody
+
+
+class Keeper:
+    """The core's thread never waits for the database: it reads ``stop``, and leaves what it tells with ``events``.
+
+    Whatever the core tells or asks is a sign of life. Without any for ``stall_seconds`` the attempt is given up, and the
+    process with it: a call that never returns can't be stopped in any other way.
+    """
+
+    def __init__(self, database: Database, settings: Settings, claim: jobs.Claim, holder: Holder) -> None:
         self.events = EventWriter()
-        self.stop: Stop | None = None
+        self._stop: Stop | None = None
         self._database = database
         self._claim = claim
-        self._stopping = stopping
+        self._holder = holder
         self._poll = settings.poll_seconds
         self._lease = settings.lease_seconds
+        self._stall = settings.stall_seconds
+        self._most_attempts = settings.max_attempts
+        self._sign = time.monotonic()
+        self._doing = "before its first stage"
         self._heartbeat = min(settings.heartbeat_seconds, settings.lease_seconds / 3)
         self._renewed = time.monotonic()
         self._written = time.monotonic()
@@ -51,18 +78,35 @@ class Keeper:
         )  # its lines in the log name the job, too
 
     @property
+    def stop(self) -> Stop | None:
+        """Why the run has to stop. A lease that nobody renews any more is lost, even if this thread should have died."""
+        if self._stop is None and time.monotonic() > self.deadline:
+            return Stop.LOST
+        return self._stop
+
+    def alive(self, doing: str | None = None) -> None:
+        """The core has given a sign of life; ``doing`` says where it is from now on."""
+        self._sign = time.monotonic()
+        self._doing = doing or self._doing
+
+    @property
     def deadline(self) -> float:
         """When the lease runs out unless it is renewed, on the monotonic clock."""
         return self._renewed + self._lease
 
     def start(self) -> None:
         """Begins to keep the lease."""
+        self._holder.tell_deadline(self.deadline)
         self._thread.start()
 
     def end(self) -> None:
-        """Keeps it no longer: the caller closes the job now."""
+        """Keeps it no longer: the caller closes the job now, before ``deadline``."""
         self._ended.set()
         self._thread.join()
+
+    def over(self) -> None:
+        """The job is closed, or lost."""
+        self._holder.tell_deadline(0.0)
 
     def write_events(self) -> None:
         """Writes what has gathered since the last time; if the database fails, it waits for the next."""
@@ -76,10 +120,10 @@ class Keeper:
         self._waiting.clear()
         self._written = time.monotonic()
         if not held:
-            self.stop = Stop.LOST
+            self._stop = Stop.LOST
 
     def _run(self) -> None:
-        while self.stop is not Stop.LOST and not self._ended.wait(self._poll):
+        while self._stop is not Stop.LOST and not self._ended.wait(self._poll):
             try:
                 self._step()
             except SQLAlchemyError as error:
@@ -87,7 +131,10 @@ class Keeper:
             except Exception:  # a thread that ended here would leave the attempt without heartbeat and cancel
                 log.exception("the lease is kept on after an error")
             if time.monotonic() > self.deadline:
-                self.stop = Stop.LOST
+                self._stop = Stop.LOST
+            silent = time.monotonic() - self._sign
+            if silent > self._stall:
+                self._give_up(silent)
 
     def _step(self) -> None:
         now = time.monotonic()
@@ -95,13 +142,26 @@ class Keeper:
             with self._database.transaction() as session:
                 jobs.heartbeat(session, self._claim, self._lease)
             self._renewed = now
+            self._holder.tell_deadline(self.deadline)
         with self._database.reading() as session:
             standing = jobs.standing(session, self._claim)
         if standing is None:
-            self.stop = Stop.LOST
+            self._stop = Stop.LOST
         elif standing is FusionState.CANCELLING:
-            self.stop = Stop.CANCELLED
-        elif self._stopping():
-            self.stop = Stop.SHUTDOWN
+            self._stop = Stop.CANCELLED
+        elif self._holder.stopping():
+            self._stop = Stop.SHUTDOWN
         if now > self._written + _WRITE_SECONDS:  # last: events that can't be written keep nobody from cancelling
             self.write_events()
+
+    def _give_up(self, silent: float) -> None:
+        seen = f"stalled: no sign of life for {silent:.0f} s {self._doing}"
+        log.error("attempt given up", seen=seen)
+        try:
+            self.write_events()
+            with self._database.transaction() as session:
+                jobs.give_up(session, self._claim, seen, self._most_attempts)
+        except SQLAlchemyError as error:  # the parent gives the job back, though without these words
+            log.warning("database out of reach", error=str(error))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -25,7 +25,7 @@ from cogram_core.determinism import resolve_device, resolve_threads
 from cogram_core.errors import CogramError, FusionStopped, InvalidInput
 from cogram_core.observer import StageInfo
 from cogram_core.recipe import Recipe
-from worker.keeper import Keeper, Stop
+from worker.keeper import Holder, Keeper, Stop
 from worker.reaper import sweep_fusion
 from worker.results import as_json, place_output, sync_output
 from worker.spans import AttemptSpans, attempt_spans
@@ -83,6 +83,7 @@ class Job:
 
     def finish(self, result: Fusion) -> None:
         """The core is done: its output becomes blobs, and a result once the job closes with the lease still held."""
+        self._keeper.alive("while its result was stored")
         with tracing.span("store the result"):
             contents = sync_output(self.output)
             announced = self._patiently(lambda: self._store.blobs.announce(contents.values()))
@@ -102,28 +103,34 @@ class Job:
 
     def stage_started(self, stage: StageInfo) -> None:
         """A stage begins."""
+        self._keeper.alive(f"in stage {stage.index + 1} of {stage.count} ({stage.method})")
         self._keeper.events.stage_started(stage)
         self._spans.stage_started(stage)
 
     def progress(self, stage: StageInfo, done: int, total: int) -> None:  # noqa: ARG002  # stages follow one another
         """``done`` of ``total`` steps of the stage's current pass are behind it."""
+        self._keeper.alive()
         self._keeper.events.progress(done, total)
 
     def decision(self, decision: Decision) -> None:
         """One unit was merged, refined, rolled back or skipped."""
+        self._keeper.alive()
         self._keeper.events.decision(decision)
 
     def resumed(self, decisions: int) -> None:
         """What an earlier attempt had decided stands again; from here on this one decides."""
+        self._keeper.alive()
         self._keeper.events.resumed(decisions)
 
     def stage_finished(self, stage: StageInfo) -> None:
         """A stage ended."""
+        self._keeper.alive(f"after stage {stage.index + 1} of {stage.count} ({stage.method})")
         self._keeper.events.stage_finished(stage)
         self._spans.stage_finished()
 
     def should_stop(self) -> bool:
         """True once the fusion is cancelled, the lease is lost or the worker stops."""
+        self._keeper.alive()
         return self._keeper.stop is not None
 
 
@@ -138,11 +145,10 @@ class Store:
 class Ledger:
     """Where a worker gets its jobs from and brings them back to."""
 
-    def __init__(self, store: Store, settings: Settings, worker: str, stopping: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, settings: Settings, holder: Holder) -> None:
         self._store = store
         self._settings = settings
-        self._worker = worker
-        self._stopping = stopping
+        self._holder = holder
 
     @contextmanager
     def lease(self, fusion_id: FusionId) -> Iterator[Job | None]:
@@ -158,9 +164,9 @@ class Ledger:
             yield None
             return
         with _in_logs(claim), attempt_spans(claim) as spans:
-            log.info("fusion started", worker=self._worker)
+            log.info("fusion started", worker=self._holder.name)
             workspace = Workspace(self._settings.work_dir, fusion_id, claim.attempt)
-            keeper = Keeper(self._store.database, self._settings, claim, self._stopping)
+            keeper = Keeper(self._store.database, self._settings, claim, self._holder)
             job = Job(claim, keeper, workspace, self._store, spans)
             keeper.start()
             try:
@@ -172,12 +178,13 @@ class Ledger:
                 workspace.leave()
                 keeper.end()
             self._close(claim, keeper, job.ending)
+            keeper.over()
             self._clear_up(workspace)
 
     def _claim(self, fusion_id: FusionId) -> jobs.Claim | None:
         settings = self._settings
         with self._store.database.transaction() as session:
-            return jobs.claim(session, fusion_id, self._worker, settings.lease_seconds, settings.max_attempts)
+            return jobs.claim(session, fusion_id, self._holder.name, settings.lease_seconds, settings.max_attempts)
 
     def _close(self, claim: jobs.Claim, keeper: Keeper, ending: Ending | None) -> None:
         """A database out of reach is asked again for as long as the lease may still hold."""

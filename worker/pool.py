@@ -1,13 +1,26 @@
-"""Celery's prefork pool, except that it sees at once that a child has ended."""
+"""Celery's prefork pool, except that it sees at once that a child has ended, and cares for the job of one that died."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from threading import Thread
 from typing import Any
 
+import structlog
+from billiard.pool import EX_OK, EX_RECYCLE
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 
+from app.settings import Settings
+from worker import recovery
+from worker.process import DEADLINES
+
+log = structlog.get_logger("worker.pool")
+
 _MOST_SECONDS = 1.0
+_NORMAL = frozenset({EX_OK, EX_RECYCLE})
 
 
 class _Pool(AsynPool):  # type: ignore[misc]  # Celery has no types
@@ -16,10 +29,33 @@ class _Pool(AsynPool):  # type: ignore[misc]  # Celery has no types
         # code once, and if it is too early forks the next child up to five seconds later: with one child a worker and
         # one job a child, that was seen before every second job on a busy machine.
         process.join(_MOST_SECONDS)
+        DEADLINES.forget(process.index)
+        if process.exitcode not in _NORMAL:
+            recovery.on_child_exit(process.pid, process.exitcode)
         super()._event_process_exit(hub, process)
+
+    def end_overdue(self, grace: float) -> None:
+        """Kills each child whose lease ran out ``grace`` seconds ago: it can't even end itself."""
+        for process in list(self._pool):
+            deadline = DEADLINES.of(process.index)
+            not_reaped = process._popen is not None and process._popen.returncode is None  # the number is still its own
+            if deadline and not_reaped and time.monotonic() > deadline + grace:
+                log.error("child killed, long after its lease ran out", child=process.pid)
+                os.kill(process.pid, signal.SIGKILL)
 
 
 class FusionPool(TaskPool):  # type: ignore[misc]
     """One process a job."""
 
     Pool = _Pool
+
+    def on_start(self) -> None:
+        """Starts the children, and the watch over them. It has no lock that a fork could find held."""
+        super().on_start()
+        Thread(target=self._watch, args=(self._pool, Settings().lease_seconds), name="deadlines", daemon=True).start()
+
+    @staticmethod
+    def _watch(pool: _Pool, lease_seconds: float) -> None:
+        while True:
+            time.sleep(min(1.0, lease_seconds / 4))
+            pool.end_overdue(grace=lease_seconds)

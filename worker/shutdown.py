@@ -1,11 +1,19 @@
-"""Celery's worker, except for how it waits before a soft shutdown."""
+"""Celery's worker, except for how it stops.
+
+SIGTERM and SIGINT: the running job lets go at once, and another worker goes on from its journal. SIGUSR2: the worker
+drains, it takes no new job and ends when the running one has ended.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from types import FrameType
 
 import structlog
 from celery.apps.worker import Worker
+from celery.worker import state
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import recovery
@@ -22,6 +30,11 @@ class FusionWorker(Worker):  # type: ignore[misc]  # Celery has no types
     Celery's own wait sleeps through ``worker_soft_shutdown_timeout`` whatever happens meanwhile.
     """
 
+    def install_platform_tweaks(self, worker: Worker) -> None:
+        """Adds the signal to drain."""
+        super().install_platform_tweaks(worker)
+        signal.signal(signal.SIGUSR2, _drain)
+
     def wait_for_soft_shutdown(self) -> None:
         """Returns once no child holds a lease, at the latest after ``worker_soft_shutdown_timeout``."""
         STOPPING.set()
@@ -35,3 +48,7 @@ class FusionWorker(Worker):  # type: ignore[misc]  # Celery has no types
         except SQLAlchemyError as error:
             log.warning("can't see whether a job is still held", error=str(error))
             return True
+
+
+def _drain(_signal: int, _frame: FrameType | None) -> None:
+    state.should_stop = os.EX_OK  # what Celery's own handler of a warm shutdown does

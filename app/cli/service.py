@@ -16,13 +16,18 @@ _Host = Annotated[str | None, typer.Option("--host", help="COGRAM_HOST, else 127
 _Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0 takes a free one; else 8765.")]
 
 
-def serve(data_dir: _DataDir = None, host: _Host = None, port: _Port = None) -> None:
+def serve(
+    data_dir: _DataDir = None,
+    host: _Host = None,
+    port: _Port = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Fusions at once; COGRAM_WORKERS.")] = None,
+) -> None:
     """Run the whole service here: API, dispatcher, worker, and a broker of its own."""
     from app.logs import configure_logging
     from app.serve import serve as run
 
     configure_logging()
-    settings = _settings(data_dir=data_dir, host=host, port=port)
+    settings = _settings(data_dir=data_dir, host=host, port=port, workers=workers)
     where = settings.data_dir.resolve()
     run(settings, lambda address: typer.echo(f"cogram is ready at {address} (data in {where})"))
 
@@ -36,7 +41,9 @@ def api(data_dir: _DataDir = None, host: _Host = None, port: _Port = None) -> No
 
 def worker(
     ctx: typer.Context,
-    queues: Annotated[str, typer.Option("--queues", help="Out of fusion.cpu, fusion.cuda and io.")] = "fusion.cpu,io",
+    queues: Annotated[
+        str, typer.Option("--queues", help="fusion.cpu, fusion.cuda or both; or io alone.")
+    ] = "fusion.cpu",
     data_dir: _DataDir = None,
 ) -> None:
     """Run a worker alone; Celery's worker options may follow."""

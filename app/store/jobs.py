@@ -198,14 +198,27 @@ def request_cancel(session: Session, fusion_id: str) -> FusionState | None:
 def abandon(session: Session, fusion_id: str, worker: str, seen: str, max_attempts: int) -> None:
     """What the parent of a dead process does at once for the job the dead one held; others' jobs stay untouched."""
     fusion = _locked(session, fusion_id)
-    if fusion is not None and fusion.state in HELD and fusion.worker == worker:
+    if fusion is not None and fusion.state in HELD and _is_of(fusion.worker or "", worker):
         _lose(session, fusion, seen, max_attempts)
 
 
+def give_up(session: Session, held: Claim, seen: str, max_attempts: int) -> bool:
+    """What a process does that has to end in the middle of its job; False if the job is no longer its own."""
+    fusion = _locked(session, held.fusion_id)
+    if fusion is None or fusion.state not in HELD or fusion.attempt != held.attempt:
+        return False
+    _lose(session, fusion, seen, max_attempts)
+    return True
+
+
 def held_by(session: Session, worker: str) -> list[FusionId]:
-    """The jobs whose lease this worker holds."""
-    held = select(Fusion.id).where(Fusion.state.in_(HELD), Fusion.worker == worker)
-    return [FusionId(fusion_id) for fusion_id in session.scalars(held)]
+    """The jobs whose lease this worker holds, or one of its processes (``worker/…``)."""
+    own = or_(Fusion.worker == worker, Fusion.worker.startswith(f"{worker}/", autoescape=True))
+    return [FusionId(fusion_id) for fusion_id in session.scalars(select(Fusion.id).where(Fusion.state.in_(HELD), own))]
+
+
+def _is_of(holder: str, worker: str) -> bool:
+    return holder == worker or holder.startswith(f"{worker}/")
 
 
 def requeue_expired(session: Session, max_attempts: int, limit: int = 100) -> list[FusionId]:

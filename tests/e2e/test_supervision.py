@@ -39,7 +39,7 @@ def test_a_worker_killed_in_mid_fusion_is_replaced_and_the_job_ends_with_the_sam
 ) -> None:
     with serving(data_dir) as served, served.client() as client:
         fusion_id = _begin(client, long_inputs)
-        worker = served.part("--queues")
+        worker = served.part("--queues", "fusion.cpu,fusion.cuda")
         children = worker.children(recursive=True)
         worker.kill()
         fusion = client.wait(fusion_id, 90)
@@ -56,7 +56,7 @@ def test_a_service_stopped_in_mid_fusion_ends_in_seconds_and_finishes_the_job_af
     with serving(data_dir) as served, served.client() as client:
         fusion_id = _begin(client, long_inputs)
         family = served.family()
-        assert len(family) >= 6  # itself, broker, API, dispatcher, worker, and its child with the job
+        assert len(family) >= 7  # itself, broker, API, dispatcher, two workers, and the child with the job
         asked = time.monotonic()
         assert served.stop() == 0
         assert time.monotonic() - asked < 15
@@ -112,7 +112,7 @@ def test_the_parts_started_one_by_one_do_the_same_as_serve(
 
         try:
             assert cogram("migrate").wait(30) == 0
-            for words in (("api", "--port", port), ("dispatcher",), ("worker", "--queues", "fusion.cpu,io")):
+            for words in (("api", "--port", port), ("dispatcher",), ("worker",), ("worker", "--queues", "io")):
                 parts.append(cogram(*words))
             with Client(f"http://127.0.0.1:{port}") as client:
                 until(lambda: _answers(client))
@@ -125,7 +125,7 @@ def test_the_parts_started_one_by_one_do_the_same_as_serve(
             for part in parts:
                 part.terminate()
             codes = [part.wait(30) for part in parts]
-    assert codes == [0, 0, 0]
+    assert codes == [0, 0, 0, 0]
 
 
 def test_an_interrupt_is_a_normal_end(data_dir: Path) -> None:
@@ -139,7 +139,7 @@ def test_parts_that_die_are_started_again(data_dir: Path, small_inputs: Inputs) 
     with serving(data_dir) as served:
         with served.client() as client:
             upload(client, small_inputs)
-        for words in (("app.api",), ("worker.dispatcher",), ("--queues",), ()):
+        for words in (("app.api",), ("worker.dispatcher",), ("fusion.cpu,fusion.cuda",), ("io",), ()):
             part = served.part(*words) if words else _broker(served)
             part.kill()
             part.wait(10)  # what is on its way to a process that is about to die may be reset

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from app.settings import Settings
 from app.store.database import Database
 from tests.worker.rig import Rig
+from worker.celery_app import app
+from worker.fusing import run
+from worker.keeper import Holder
 from worker.lease import Ledger, Store
-from worker.tasks import run
 
 LEASE_SECONDS = 2.0
 
@@ -49,7 +52,7 @@ def undisturbed(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory)
     url = f"sqlite:///{shutil.copyfile(migrated_sqlite, folder / 'cogram.sqlite3')}"
     with rig_on(url, "memory://", folder) as rig:
         fusion_id = rig.submit(rig.recipe(**LONG))
-        run(Ledger(Store(rig.database, rig.blobs), rig.settings, "here", lambda: False), fusion_id)
+        run(Ledger(Store(rig.database, rig.blobs), rig.settings, Holder("here", lambda: False)), fusion_id)
         return rig.model(fusion_id)
 
 
@@ -65,3 +68,12 @@ def each_rig(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Rig
     """A rig on SQLite, then one on PostgreSQL."""
     with rig_on(database_url, broker_url, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def celery(broker_url: str) -> Iterator[Celery]:
+    """The worker's own application, on the test's broker."""
+    before = app.conf.broker_url
+    app.conf.broker_url = broker_url
+    yield app
+    app.conf.broker_url = before

@@ -26,13 +26,14 @@ from cogram_core.trace import Decision
 from tests.services import PostgreSQL
 from tests.worker.conftest import rig_on
 from tests.worker.rig import Rig
+from worker.keeper import Holder
 from worker.lease import Job, Ledger, Store
 
 STAGE = StageInfo(0, 1, "cogram")
 
 
 def _ledger(rig: Rig, name: str = "host:1", stopping: Callable[[], bool] = lambda: False) -> Ledger:
-    return Ledger(Store(rig.database, rig.blobs), rig.settings, name, stopping)
+    return Ledger(Store(rig.database, rig.blobs), rig.settings, Holder(name, stopping))
 
 
 def _submit(rig: Rig) -> FusionId:
