@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from threading import Thread
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import structlog
 from celery import Celery
@@ -27,6 +27,7 @@ from worker.celery_app import RUN_FUSION, app
 from worker.duties import Duties, Duty
 from worker.housekeeping import housekeeping
 from worker.metrics import serve_dispatcher
+from worker.queues import connected, depth
 from worker.reaper import reap
 from worker.webhooks.publishing import Deliveries
 
@@ -34,7 +35,6 @@ log = structlog.get_logger("worker.dispatcher")
 
 _BATCH = 100
 _SELDOM_SECONDS = 5.0
-_FINITE = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 
 
 class Dispatcher:
@@ -61,7 +61,7 @@ class Dispatcher:
         return sum(self._publish(self._missing(queue, count)) for queue, count in waiting.items())
 
     def _missing(self, queue: str, waiting: int) -> list[outbox.Message]:
-        missing = waiting - self._depth(queue)
+        missing = waiting - depth(self._celery, queue)
         if missing <= 0:
             return []
         age = timedelta(seconds=self._settings.republish_seconds)
@@ -71,7 +71,7 @@ class Dispatcher:
     def _publish(self, messages: Sequence[outbox.Message]) -> int:
         if not messages:
             return 0
-        with self._broker() as connection:
+        with connected(self._celery) as connection:
             for message in messages:
                 self._celery.send_task(
                     RUN_FUSION, args=[message.fusion_id], queue=message.queue, connection=connection, retry=False
@@ -80,15 +80,6 @@ class Dispatcher:
                     outbox.published(session, message.id)
                 log.info("published", fusion_id=message.fusion_id, queue=message.queue)
         return len(messages)
-
-    def _depth(self, queue: str) -> int:
-        with self._broker() as connection, connection.channel() as channel:
-            declared = self._celery.amqp.queues[queue](channel).queue_declare()
-            return int(declared.message_count)
-
-    def _broker(self) -> Any:
-        """A connection that gives up instead of waiting for a broker that says nothing."""
-        return self._celery.connection_for_write(transport_options=_FINITE)
 
 
 class Rounds(Duties):
@@ -102,6 +93,7 @@ class Rounds(Duties):
             Duty(dispatcher.publish_new, settings.poll_seconds),
             Duty(deliveries.publish_due, settings.poll_seconds),
             Duty(dispatcher.publish_lost, seldom),
+            Duty(deliveries.publish_lost, seldom),
             Duty(lambda: reap(database, settings), seldom),
         ]
         super().__init__(duties, (SQLAlchemyError, OperationalError, *celery.connection_for_write().connection_errors))

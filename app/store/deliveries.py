@@ -16,7 +16,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
-from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.store.clock import database_now
@@ -133,15 +133,11 @@ def ping(session: Session, webhook: Webhook) -> Delivery:
     return delivery
 
 
-def due(session: Session, repeat_after: timedelta) -> list[Due]:
-    """What is to be published now, longest due first: no more than the queue should hold, and little of each webhook.
-
-    What was published and not claimed within ``repeat_after`` got lost on its way and is due again.
-    """
+def due(session: Session) -> list[Due]:
+    """What is to be published now, longest due first: no more than the queue should hold, and little of each webhook."""
     now = database_now(session)
-    known = Delivery.published_at > now - repeat_after
     may_begin = Delivery.due_at <= now
-    ready = and_(may_begin, or_(Delivery.published_at.is_(None), ~known))
+    ready = and_(may_begin, Delivery.published_at.is_(None))
     ranked = (
         select(
             Delivery.id,
@@ -161,6 +157,20 @@ def due(session: Session, repeat_after: timedelta) -> list[Due]:
         .where(ranked.c.ready, ranked.c.place <= _IN_FLIGHT_EACH)
         .order_by(ranked.c.due_at, ranked.c.id)
         .limit(max(0, _IN_FLIGHT - under_way))
+    )
+    return [Due(DeliveryId(row.id), row.attempts) for row in session.execute(chosen)]
+
+
+def waiting(session: Session) -> int:
+    """How many messages the queue should hold: published, and not claimed yet."""
+    return session.scalars(select(func.count()).select_from(Delivery).where(*_unclaimed(session))).one()
+
+
+def unanswered(session: Session, age: timedelta, limit: int) -> list[Due]:
+    """What was published at least ``age`` ago and nobody has claimed, oldest first."""
+    old = (*_unclaimed(session), Delivery.published_at <= database_now(session) - age)
+    chosen = (
+        select(Delivery.id, Delivery.attempts).where(*old).order_by(Delivery.published_at, Delivery.id).limit(limit)
     )
     return [Due(DeliveryId(row.id), row.attempts) for row in session.execute(chosen)]
 
@@ -280,6 +290,12 @@ def _count_failure(session: Session, webhook: Webhook, miss: Miss, now: datetime
         disable(session, webhook, DisabledReason.GONE)
     elif webhook.failures >= _MANY_FAILURES and now - webhook.failing_since >= patience.most_failing:
         disable(session, webhook, DisabledReason.FAILING)
+
+
+def _unclaimed(session: Session) -> tuple[ColumnElement[bool], ...]:
+    open_states = (DeliveryState.PENDING, DeliveryState.SENDING)
+    due_at = Delivery.due_at <= database_now(session)
+    return Delivery.state.in_(open_states), due_at, Delivery.published_at.is_not(None)
 
 
 def _close(session: Session, held: Claim, values: Mapping[str, object]) -> bool:

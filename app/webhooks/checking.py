@@ -58,7 +58,7 @@ def event_problems(events: Sequence[str]) -> Iterator[Problem]:
         yield Problem("events", "events.empty", f"is empty; choose among {', '.join(_EVENTS)}")
     for index, event in enumerate(events):
         if event not in _EVENTS:
-            message = f"there is no event {event!r}; {did_you_mean(event, _EVENTS)}"
+            message = f"there is no event {event[:64]!r}; {did_you_mean(event, _EVENTS)}"
             yield Problem(f"events.{index}", "events.unknown", message)
         elif event in events[:index]:
             yield Problem(f"events.{index}", "events.repeated", f"{event!r} stands there twice; remove one")

@@ -25,7 +25,6 @@ EVERY = [event.value for event in deliveries.WebhookEvent]
 LEASE = timedelta(seconds=60)
 LAPSED = timedelta(seconds=-1)
 PATIENCE = Patience((10.0, 100.0), timedelta(days=5))
-REPEAT_AFTER = timedelta(seconds=120)
 ERROR_500 = Miss("Answered 500.", 500)
 
 
@@ -75,12 +74,12 @@ def _arrive(database: Database, held: deliveries.Claim) -> bool:
 
 def _due(database: Database) -> list[str]:
     with database.reading() as session:
-        return [message.id for message in deliveries.due(session, REPEAT_AFTER)]
+        return [message.id for message in deliveries.due(session)]
 
 
 def _publish(database: Database) -> list[str]:
     with database.transaction() as session:
-        messages = deliveries.due(session, REPEAT_AFTER)
+        messages = deliveries.due(session)
         for message in messages:
             deliveries.published(session, message)
     return [message.id for message in messages]
@@ -304,23 +303,41 @@ def test_a_delivery_to_a_disabled_webhook_is_never_sent(database: Database) -> N
     assert _row(database, late).attempts == 0
 
 
-def test_what_is_due_is_published_once_and_again_only_if_it_got_lost(database: Database) -> None:
+def test_what_is_due_is_published_once_for_each_try(database: Database) -> None:
     webhook = _webhook(database)
     first, second = _ping(database, webhook), _ping(database, webhook)
     assert _publish(database) == [first, second]
     assert _due(database) == []
     _miss(database, _held(database, first))
     _age(database, due_at=timedelta(0))
-    assert _due(database) == [first]  # its next try
+    assert _due(database) == [first]
+    _held(database, second, LAPSED)
+    assert _publish(database) == [second, first]
+    assert _due(database) == []
+
+
+def test_what_was_published_and_not_claimed_is_known(database: Database) -> None:
+    webhook = _webhook(database)
+    first, second, third = (_ping(database, webhook) for _ in range(3))
     _publish(database)
-    _age(database, published_at=2 * REPEAT_AFTER)
-    assert sorted(_due(database)) == [first, second]
+    _ping(database, _webhook(database))  # not published
+    _arrive(database, _held(database, second))
+
+    def unanswered(age: float, limit: int = 10) -> list[str]:
+        with database.reading() as session:
+            return [message.id for message in deliveries.unanswered(session, timedelta(seconds=age), limit)]
+
+    with database.reading() as session:
+        assert deliveries.waiting(session) == 2
+    assert unanswered(60) == []
+    assert unanswered(0) == [first, third]
+    assert unanswered(0, limit=1) == [first]
 
 
 def test_a_mark_that_comes_after_the_claim_does_not_hide_the_next_try(database: Database) -> None:
     delivery = _ping(database, _webhook(database))
     with database.reading() as session:
-        (message,) = deliveries.due(session, REPEAT_AFTER)
+        (message,) = deliveries.due(session)
     _miss(database, _held(database, delivery))
     with database.transaction() as session:
         deliveries.published(session, message)

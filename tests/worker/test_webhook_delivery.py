@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 
 import psutil
 import pytest
+import redis
+from celery import Celery
 from sqlalchemy import select, update
 
 from app.signing import new_secret
@@ -26,6 +30,7 @@ from app.store.ownership import LOCAL
 from tests.receivers import Receiver, receiver
 from tests.worker.rig import ROOT, Rig
 from worker.webhooks.courier import Courier
+from worker.webhooks.publishing import Deliveries
 from worker.webhooks.sending import Sender
 
 SECRET = new_secret()
@@ -135,6 +140,25 @@ def test_a_worker_killed_between_sending_and_recording_sends_the_same_message_ag
     assert (second.id, second.body) == (first.id, first.body) == (delivery_id, _row(rig, delivery_id).body.encode())
     assert second.verified(SECRET)["type"] == "webhook.ping"
     assert _ends(rig, delivery_id).attempts == 2
+
+
+def test_a_message_that_got_lost_is_published_again_and_one_that_waits_long_is_not(
+    each_rig: Rig, celery: Celery
+) -> None:
+    rig = each_rig
+    publishing = Deliveries(rig.database, celery, rig.settings.model_copy(update={"republish_seconds": 0.01}))
+    webhook = _webhook(rig.database, "https://example.com/")
+    first, second = _ping(rig.database, webhook), _ping(rig.database, webhook)
+    assert (publishing.publish_due(), publishing.publish_due()) == (2, 0)
+    time.sleep(0.05)
+    assert [publishing.publish_lost() for _ in range(3)] == [0, 0, 0]
+    with redis.Redis.from_url(rig.settings.resolved_broker_url.replace("redis+socket://", "unix://")) as client:
+        assert client.llen("io") == 2
+        client.rpop("io")  # the oldest, which nobody will ever claim
+        assert publishing.publish_lost() == 1
+        assert publishing.publish_lost() == 0
+        queued = [json.loads(message)["headers"]["argsrepr"].strip("[]'") for message in client.lrange("io", 0, -1)]
+    assert queued == [first, second]
 
 
 def test_a_message_delivered_twice_by_the_queue_is_sent_once(each_rig: Rig, receiving: Receiver) -> None:

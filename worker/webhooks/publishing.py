@@ -1,22 +1,23 @@
-"""Puts deliveries that are due into the queue: a duty of the dispatcher.
+"""Puts deliveries that are due into the queue: duties of the dispatcher.
 
 Publishing comes first and its mark second: a crash in between only publishes twice, which the claim answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from celery import Celery
 
 from app.settings import Settings
 from app.store import deliveries
 from app.store.database import Database
+from app.store.deliveries import Due
+from worker.queues import connected, depth
 
 DELIVER = "webhooks.deliver"
 QUEUE = "io"
-_FINITE = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 
 
 class Deliveries:
@@ -30,16 +31,29 @@ class Deliveries:
     def publish_due(self) -> int:
         """Publishes what is due; how many there were."""
         with self._database.reading() as session:
-            messages = deliveries.due(session, self._repeat_after)
+            messages = deliveries.due(session)
+        return self._publish(messages)
+
+    def publish_lost(self) -> int:
+        """Publishes again what must have got lost on its way: the queue has fewer messages than it should hold.
+
+        A queue that nobody reads is no reason to repeat anything, so messages don't pile up.
+        """
+        with self._database.reading() as session:
+            waiting = deliveries.waiting(session)
+        missing = waiting - depth(self._celery, QUEUE) if waiting else 0
+        if missing <= 0:
+            return 0
+        with self._database.reading() as session:
+            messages = deliveries.unanswered(session, self._repeat_after, missing)
+        return self._publish(messages)
+
+    def _publish(self, messages: Sequence[Due]) -> int:
         if not messages:
             return 0
-        with self._broker() as connection:
+        with connected(self._celery) as connection:
             for message in messages:
                 self._celery.send_task(DELIVER, args=[message.id], queue=QUEUE, connection=connection, retry=False)
                 with self._database.transaction() as session:
                     deliveries.published(session, message)
         return len(messages)
-
-    def _broker(self) -> Any:
-        """A connection that gives up instead of waiting for a broker that says nothing."""
-        return self._celery.connection_for_write(transport_options=_FINITE)
