@@ -5,6 +5,6 @@ one of the aliases here; every query takes the caller's tenant. Nothing here kno
 """
 
 from app.auth.callers import Caller, Scope
-from app.auth.dependencies import Fuser, Reader, Subscriber, Uploader
+from app.auth.dependencies import Fuser, Reader, StillGood, Subscriber, Uploader
 
-__all__ = ["Caller", "Fuser", "Reader", "Scope", "Subscriber", "Uploader"]
+__all__ = ["Caller", "Fuser", "Reader", "Scope", "StillGood", "Subscriber", "Uploader"]

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _MOST_BUCKETS = 10_000  # the longest unused is forgotten first, which can only fill it
 
 
 @dataclass(frozen=True)
 class Level:
-    """How a bucket stands after a try to take from it."""
+    """How a bucket stands."""
 
-    taken: bool
+    has_one: bool  # that may be taken; or was
     left: float
     capacity: float
     fill_seconds: float  # from empty to full
@@ -30,21 +30,27 @@ class Buckets:
     def __init__(self) -> None:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what was left, and when
 
-    def take(self, key: str, rate: float, capacity: float) -> Level:
-        """Takes one, if there is one; the bucket fills with ``rate`` a second up to ``capacity``."""
-        now = time.monotonic()
-        left, since = self._levels.pop(key, (capacity, now))
-        left = min(capacity, left + (now - since) * rate)
-        taken = left >= 1
-        if taken:
-            left -= 1
-        self._put(key, left, now)
-        return Level(taken, left, capacity, capacity / rate, 0.0 if left >= 1 else (1 - left) / rate)
+    def look(self, key: str, rate: float, capacity: float) -> Level:
+        """How the bucket stands; it fills with ``rate`` a second up to ``capacity``."""
+        left = self._filled(key, rate, capacity)
+        wait = 0.0 if left >= 1 else (1 - left) / rate
+        return Level(left >= 1, left, capacity, capacity / rate, wait)
 
-    def give_back(self, key: str) -> None:
-        """What was taken needn't have been."""
-        left, since = self._levels.get(key, (0.0, time.monotonic()))
-        self._put(key, left + 1, since)
+    def take(self, key: str, rate: float, capacity: float) -> Level:
+        """Takes one, if there is one; how the bucket stands afterwards."""
+        taken = self.look(key, rate, capacity).has_one
+        if taken:
+            self.charge(key, rate, capacity)
+        return replace(self.look(key, rate, capacity), has_one=taken)
+
+    def charge(self, key: str, rate: float, capacity: float) -> None:
+        """Takes one even from an empty bucket: what it owes is filled first."""
+        self._put(key, max(-capacity, self._filled(key, rate, capacity) - 1), time.monotonic())
+
+    def _filled(self, key: str, rate: float, capacity: float) -> float:
+        now = time.monotonic()
+        left, since = self._levels.get(key, (capacity, now))
+        return min(capacity, left + (now - since) * rate)
 
     def _put(self, key: str, left: float, now: float) -> None:
         self._levels[key] = (left, now)

@@ -22,6 +22,13 @@ def _having(scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
     return caller
 
 
+async def _still_good(request: Request) -> Callable[[], Awaitable[bool]]:
+    found: Callable[[], Awaitable[bool]] = request.state.still_good
+    return found
+
+
+# For what goes on after its answer has begun: a revoked key ends that, too.
+StillGood = Annotated[Callable[[], Awaitable[bool]], Depends(_still_good)]
 Reader = Annotated[Caller, Depends(_having(Scope.READ))]
 Uploader = Annotated[Caller, Depends(_having(Scope.UPLOAD))]
 Fuser = Annotated[Caller, Depends(_having(Scope.FUSE))]

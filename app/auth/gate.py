@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv6Address, ip_address, ip_network
+from weakref import WeakValueDictionary
 
 from starlette.concurrency import run_in_threadpool
 
@@ -17,6 +19,7 @@ from app.auth.callers import LOCAL_CALLER, Caller, Scope
 from app.auth.errors import CredentialsMissing, CredentialsRefused, RateExceeded, TooManyFailures
 from app.auth.keys import PREFIX, account_of
 from app.auth.oidc import Issuer, Subject
+from app.errors import ApiError
 from app.settings import Settings
 from app.store.database import Database
 from app.store.models import Account, utc_now
@@ -44,6 +47,7 @@ class Gate:
         self._database = database
         self._issuer = Issuer(settings) if settings.oidc_issuer else None
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._looking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._requests = Buckets()
         self._failures = Buckets()
 
@@ -66,12 +70,20 @@ class Gate:
             return LOCAL_CALLER
         if token is None:
             raise CredentialsMissing.told()
-        known = self._remembered(token)
-        if known is None:
-            known = await self._found(token, peer)
+        known = self._remembered(token) or await self._found(token, peer)
         if known.expires_at is not None and utc_now() >= known.expires_at:
             raise CredentialsRefused.told()
         return known.caller
+
+    async def is_still_good(self, authorization: str | None, peer: str) -> bool:
+        """Whether who was let in a while ago would be again; for calls that last."""
+        try:
+            await self.caller(authorization, peer)
+        except CredentialsRefused:
+            return False
+        except ApiError:  # it can't be told just now, and they were good before
+            return True
+        return True
 
     def spend(self, caller: Caller) -> Level | None:
         """Counts a request; None for a caller without a limit.
@@ -83,7 +95,7 @@ class Gate:
         if rate is None:
             return None
         level = self._requests.take(caller.owner.account, rate, max(1.0, rate * _BURST_SECONDS))
-        if not level.taken:
+        if not level.has_one:
             raise RateExceeded.until(level.wait_seconds, rate)
         return level
 
@@ -92,23 +104,30 @@ class Gate:
         return known if known is not None and time.monotonic() < known.forget_at else None
 
     async def _found(self, token: str, peer: str) -> _Known:
-        """Looks the credentials up. Each try costs the address one, which it gets back if they are good."""
-        network, per_minute = _network(peer), self._settings.auth_failures_per_minute
-        level = self._failures.take(network, per_minute / 60, per_minute)
-        if not level.taken:
-            raise TooManyFailures.until(level.wait_seconds)
-        try:
-            known = await self._look_up(token)
-        except CredentialsRefused:
-            raise
-        except BaseException:
-            self._failures.give_back(network)  # not the caller's fault
-            raise
-        self._failures.give_back(network)
-        self._known[_fingerprint(token)] = known
-        while len(self._known) > _MOST_REMEMBERED:
-            self._known.popitem(last=False)
-        return known
+        """Looks the credentials up, once for all that bring the same at the same time."""
+        fingerprint = _fingerprint(token)
+        async with self._looking.setdefault(fingerprint, asyncio.Lock()):
+            known = self._remembered(token)
+            if known is not None:
+                return known
+            was_good = self._known.pop(fingerprint, None) is not None
+            bucket = (
+                _network(peer),
+                self._settings.auth_failures_per_minute / 60,
+                self._settings.auth_failures_per_minute,
+            )
+            level = self._failures.look(*bucket)
+            if not level.has_one and not was_good:  # what was good a while ago is no guess
+                raise TooManyFailures.until(level.wait_seconds)
+            try:
+                known = await self._look_up(token)
+            except CredentialsRefused:
+                self._failures.charge(*bucket)
+                raise
+            self._known[fingerprint] = known
+            while len(self._known) > _MOST_REMEMBERED:
+                self._known.popitem(last=False)
+            return known
 
     async def _look_up(self, token: str) -> _Known:
         if not token.startswith(PREFIX) and self._issuer is not None:

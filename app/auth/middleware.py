@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +19,7 @@ OPEN = frozenset({"/healthz/live", "/healthz/ready", "/v1/healthz/live", "/v1/he
 
 
 class Authentication:
-    """Puts the caller into ``request.state.caller``."""
+    """Puts the caller into ``request.state``, and whether they may still call into ``StillGood``."""
 
     def __init__(self, app: ASGIApp, gate: Gate, settings: Settings) -> None:
         self._app = app
@@ -34,12 +36,14 @@ class Authentication:
         try:
             if self._gate.is_open:
                 check_ambient(scope, headers, self._allowed_hosts)
-            caller = await self._gate.caller(headers.get("Authorization"), peer[0])
+            authorization = headers.get("Authorization")
+            caller = await self._gate.caller(authorization, peer[0])
             level = self._gate.spend(caller)
         except ApiError as error:
             await answer_to(error, scope["path"])(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
+        still_good = partial(self._gate.is_still_good, authorization, peer[0])
+        scope.setdefault("state", {}).update(caller=caller, still_good=still_good)
         structlog.contextvars.bind_contextvars(account=caller.owner.account, tenant=caller.tenant)
         await self._app(scope, receive, send if level is None else _telling(level, send))
 

@@ -12,7 +12,7 @@ from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from app.auth import Reader
+from app.auth import Reader, StillGood
 from app.context import Context, Ctx
 from app.errors import Unprocessable, declared
 from app.fusions import service
@@ -40,23 +40,25 @@ class BadLastEventId(Unprocessable):
 
 @router.get("/{fusion_id}/events", response_class=StreamingResponse, responses=_ANSWERS)
 async def follow_events(
-    fusion_id: str, caller: Reader, ctx: Ctx, last_event_id: _LastEventId = None
+    fusion_id: str, caller: Reader, still_good: StillGood, ctx: Ctx, last_event_id: _LastEventId = None
 ) -> StreamingResponse:
     """Follow a fusion: its events from the first, or from behind Last-Event-ID, until it has ended."""
     position = _position(last_event_id)
     await run_in_threadpool(_must_exist, ctx, caller.tenant, fusion_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(
-        _stream(ctx, caller.tenant, fusion_id, position), headers=headers, media_type="text/event-stream"
+        _stream(ctx, caller.tenant, fusion_id, position, still_good), headers=headers, media_type="text/event-stream"
     )
 
 
-async def _stream(ctx: Context, tenant: str, fusion_id: str, position: int) -> AsyncIterator[str]:
+async def _stream(
+    ctx: Context, tenant: str, fusion_id: str, position: int, still_good: StillGood
+) -> AsyncIterator[str]:
     """Waits on the bell between looks: a follower without news holds no thread and no connection to the database."""
     spoken = time.monotonic()
     silence = ctx.settings.heartbeat_comment_seconds
     yield "retry: 1000\n\n"
-    while not ctx.bell.closed:
+    while not ctx.bell.closed and await still_good():
         heard = ctx.bell.rings
         events = await run_in_threadpool(_next_events, ctx, tenant, fusion_id, position)
         if events is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -101,6 +102,31 @@ def test_revoked_expired_and_unknown_keys_get_one_answer_soon(guarded: Guarded) 
     assert len(seen) == 1
 
 
+def test_a_stream_of_events_ends_with_its_key(guarded: Guarded) -> None:
+    key = guarded.key()
+    with guarded.calling(key) as one, guarded.client(key) as follower:
+        url = f"/v1/fusions/{one.fusion()}/events"
+        with follower.stream("GET", url) as answer:
+            lines = answer.iter_lines()
+            assert next(line for line in lines if line.startswith("event: ")) == "event: queued"
+            guarded.revoke(key)
+            assert [line for line in lines if line.startswith("event: ")] == []  # and it ends
+        assert follower.get(url).status_code == 401
+
+
+def test_many_that_bring_a_key_for_the_first_time_at_once_are_all_let_in(sqlite_settings: Settings) -> None:
+    with running(guarded_by_keys(sqlite_settings, auth_failures_per_minute=1)) as started:
+        guarded = Guarded(started)
+        keys = [guarded.key() for _ in range(20)]
+
+        def ask(number: int) -> int:
+            with guarded.client(keys[number % 20]) as http:
+                return http.get("/v1/methods").status_code
+
+        with ThreadPoolExecutor(20) as threads:
+            assert set(threads.map(ask, range(60))) == {200}
+
+
 def test_a_scope_that_is_missing_is_named(guarded: Guarded) -> None:
     calls = {
         Scope.READ: ("GET", "/v1/fusions"),
@@ -145,7 +171,7 @@ def test_a_service_that_needs_no_key_still_looks_at_one(service: Service) -> Non
 
 
 def test_keys_cant_be_guessed_fast_and_a_good_one_goes_on(sqlite_settings: Settings) -> None:
-    with running(guarded_by_keys(sqlite_settings, auth_failures_per_minute=5, key_cache_seconds=10)) as started:
+    with running(guarded_by_keys(sqlite_settings, auth_failures_per_minute=5)) as started:
         guarded = Guarded(started)
         with guarded.client(guarded.key()) as good, guarded.client(new_key()) as guesser:
             assert good.get("/v1/fusions").status_code == 200
@@ -154,6 +180,7 @@ def test_keys_cant_be_guessed_fast_and_a_good_one_goes_on(sqlite_settings: Setti
             refused = next(answer for answer in answers if answer.status_code == 429)
             _problem(refused, 429, "rate.failures")
             assert 1 <= int(refused.headers["Retry-After"]) <= 60
+            time.sleep(0.3)  # longer than it is remembered, as it has to be looked up again
             assert good.get("/v1/fusions").status_code == 200
             assert started.http.get("/v1/fusions").status_code == 401  # nothing guessed, nothing counted
 
