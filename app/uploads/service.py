@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Literal
 
@@ -17,6 +18,7 @@ from app.uploads.digests import expected_digests
 from app.uploads.errors import DigestMismatch, NotARawBody, StoringTookTooLong, Truncated, UploadTooLarge
 from app.uploads.full_disk import full_disk_told
 from app.uploads.names import check_name, check_path
+from app.uploads.threads import in_thread
 
 Kind = Literal["checkpoint", "dataset"]
 
@@ -74,19 +76,30 @@ def note(session: Session, owner: Owner, kind: Kind, name: str, path: str, store
 
 
 async def _write_all(writer: BlobWriter, body: AsyncIterator[bytes], limit: int) -> None:
-    """Gathers the network's small pieces, so that a thread is asked once a megabyte; the event loop never writes."""
+    """Gathers the network's small pieces, so that a thread is asked once a megabyte; the event loop never writes.
+
+    While a thread hashes and writes one megabyte, the next comes in; no more than two are in memory.
+    """
     gathered = bytearray()
     received = 0
-    async for piece in body:
-        received += len(piece)
-        if received > limit:
-            raise _too_large(limit)
-        gathered += piece
-        if len(gathered) >= CHUNK:
-            await run_in_threadpool(writer.write, gathered)
-            gathered = bytearray()
+    writing: asyncio.Future[None] | None = None
+    try:
+        async for piece in body:
+            received += len(piece)
+            if received > limit:
+                raise _too_large(limit)
+            gathered += piece
+            if len(gathered) >= CHUNK:
+                if writing is not None:
+                    await writing
+                writing, gathered = in_thread(writer.write, gathered), bytearray()
+    finally:
+        if writing is not None:  # it is waited for even when the body failed: what it writes to is about to be closed
+            await asyncio.wait([writing])
+    if writing is not None:
+        writing.result()
     if gathered:
-        await run_in_threadpool(writer.write, gathered)
+        await in_thread(writer.write, gathered)
 
 
 def _check_complete(writer: BlobWriter, headers: Headers) -> None:

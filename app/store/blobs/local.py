@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-import anyio
 
 from app.store.blobs.content import CHUNK, FoundBlob, StoredBlob
 from app.store.blobs.storage import Beat
@@ -67,15 +66,24 @@ class LocalStorage:
             target.symlink_to(self.path(blob.digest))
 
     async def stream(self, blob: StoredBlob, begin: int, end: int) -> AsyncIterator[bytes]:
-        """Read piece by piece in a thread."""
-        async with await anyio.open_file(self.path(blob.digest), "rb", buffering=0) as opened:
-            await opened.seek(begin)
+        """Read piece by piece in a thread; the next one while the caller sends one."""
+        loop = asyncio.get_running_loop()
+        file = await loop.run_in_executor(None, os.open, self.path(blob.digest), os.O_RDONLY | os.O_CLOEXEC)
+        coming = None
+        try:
             while begin < end:
-                piece = await opened.read(min(CHUNK, end - begin))
+                coming = coming or loop.run_in_executor(None, os.pread, file, min(CHUNK, end - begin), begin)
+                piece, coming = await coming, None
                 if not piece:
                     raise OSError(f"blob {blob.digest} is shorter than it was when it was stored")
                 begin += len(piece)
+                if begin < end:
+                    coming = loop.run_in_executor(None, os.pread, file, min(CHUNK, end - begin), begin)
                 yield piece
+        finally:
+            if coming is not None:  # nobody takes it any more, but the file must not be closed under it
+                await asyncio.wait([coming])
+            os.close(file)
 
     def address(self, blob: StoredBlob, lasting: timedelta) -> str | None:  # noqa: ARG002
         """Nobody but this service reads the disk."""
