@@ -57,9 +57,9 @@ class Staging:
 
     def create(self, upload_id: str) -> None:
         """Makes room for a new upload; its name is on disk when this returns."""
+        with self.part(upload_id).open("xb"):
+            pass
         try:
-            with self.part(upload_id).open("xb"):
-                pass
             with self._mark(upload_id).open("xb") as file:
                 file.write(_written(Mark()))
                 file.flush()
