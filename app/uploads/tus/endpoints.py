@@ -53,6 +53,7 @@ async def create_upload(request: Request, caller: Uploader, ctx: Ctx) -> Respons
     "/{upload_id}",
     responses=contract.described(200, contract.HEAD_ANSWER) | _FAILED | declared(422, 503, 507),
     openapi_extra=contract.HEAD,
+    response_class=Response,
 )
 async def look_at_upload(upload_id: str, request: Request, caller: Uploader, ctx: Ctx) -> Response:
     """How many bytes of an upload are kept; all of them, once its file can be used."""
