@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 _DataDir = Annotated[Path | None, typer.Option("--data-dir", help="All files; COGRAM_DATA_DIR, else ./cogram-data.")]
+_NO_TABLES = "the database has no accounts yet: run cogram migrate (or cogram serve) on it first."
 _WAIT = "It may take COGRAM_KEY_CACHE_SECONDS until every process has noticed."
 
 
@@ -40,7 +43,7 @@ def create(
     from app.auth import service
 
     allowance = service.Allowance(quota_bytes, quota_jobs, quota_concurrent, rate)
-    with _database(data_dir).transaction() as session:
+    with _database(data_dir) as database, database.transaction() as session:
         made = service.create(session, tenant, name, scope, allowance, expires_days)
     typer.echo(f"{made.account} for tenant {tenant}; keep the key, it can't be shown again:", err=True)
     typer.echo(made.text)
@@ -57,7 +60,7 @@ def list_(
     from app.auth import service
 
     table = Table("id", "tenant", "name", "scopes", "bytes", "fusions", "at once", "a second", "made", "standing")
-    with _database(data_dir).reading() as session:
+    with _database(data_dir) as database, database.reading() as session:
         for account in service.everyone(session, tenant):
             table.add_row(*_cells(account))
     Console(width=None if typer.get_text_stream("stdout").isatty() else 200).print(table)
@@ -69,7 +72,7 @@ def revoke(
     """End an account for good; what it made stays with its tenant."""
     from app.auth import service
 
-    with _database(data_dir).transaction() as session:
+    with _database(data_dir) as database, database.transaction() as session:
         ended = service.revoke(session, account)
     typer.echo(f"{ended.id} ({ended.name}) is revoked. {_WAIT}")
 
@@ -79,7 +82,8 @@ keys.command("list")(telling(list_))
 keys.command("revoke")(telling(revoke))
 
 
-def _database(data_dir: Path | None) -> Database:
+@contextmanager
+def _database(data_dir: Path | None) -> Iterator[Database]:
     from sqlalchemy import inspect, make_url
 
     from app.listening import CannotServe
@@ -87,11 +91,15 @@ def _database(data_dir: Path | None) -> Database:
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
     url = make_url(settings.resolved_database_url)
-    if url.get_backend_name() != "sqlite" or Path(url.database or "").exists():  # opening would make an empty one
-        database = Database(settings.resolved_database_url)
-        if inspect(database.engine).has_table("accounts"):
-            return database
-    raise CannotServe("the database has no accounts yet: run cogram migrate (or cogram serve) on it first.")
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():  # opening would make an empty one
+        raise CannotServe(_NO_TABLES)
+    database = Database(settings.resolved_database_url)
+    try:
+        if not inspect(database.engine).has_table("accounts"):
+            raise CannotServe(_NO_TABLES)
+        yield database
+    finally:
+        database.close()
 
 
 def _cells(account: Account) -> tuple[str, ...]:

@@ -43,9 +43,7 @@ def trusting(settings: Settings, issuer: Provider, **changes: Any) -> Settings:
 
 
 def ask(service: Service, token: str, method: str = "GET", url: str = "/v1/checkpoints") -> httpx.Response:
-    return httpx.request(
-        method, f"{service.http.base_url}{url}", headers={"Authorization": f"Bearer {token}"}, timeout=20
-    )
+    return service.http.request(method, url, headers={"Authorization": f"Bearer {token}"})
 
 
 def _unsigned(issuer: Provider, header: dict[str, str], signature: bytes = b"") -> str:
@@ -123,9 +121,9 @@ def test_a_token_that_is_not_good_is_refused(sqlite_settings: Settings, issuer: 
             assert len(session.scalars(select(Account)).all()) == 1
 
 
-def test_tenant_and_scopes_are_the_tokens(settings: Settings, issuer: Provider) -> None:
+def test_tenant_and_scopes_are_the_tokens(sqlite_settings: Settings, issuer: Provider) -> None:
     key_id = next(iter(issuer.keys))
-    with running(trusting(settings, issuer, oidc_tenant_claim="org", oidc_scope_claim="scp")) as service:
+    with running(trusting(sqlite_settings, issuer, oidc_tenant_claim="org", oidc_scope_claim="scp")) as service:
         upload = ("PUT", "/v1/checkpoints/a/files/b.json")
         token = issuer.token(key_id, org="two", scp=["cogram:read", "cogram:fuse"])
         assert ask(service, token).status_code == 200
@@ -143,9 +141,11 @@ def test_tenant_and_scopes_are_the_tokens(settings: Settings, issuer: Provider) 
             assert session.scalars(select(Account.tenant)).all() == ["three"]
 
 
-def test_a_subject_can_be_revoked_and_has_the_quotas_of_the_settings(settings: Settings, issuer: Provider) -> None:
+def test_a_subject_can_be_revoked_and_has_the_quotas_of_the_settings(
+    sqlite_settings: Settings, issuer: Provider
+) -> None:
     key_id = next(iter(issuer.keys))
-    with running(trusting(settings, issuer, quota_bytes=10, key_cache_seconds=0)) as service:
+    with running(trusting(sqlite_settings, issuer, quota_bytes=10, key_cache_seconds=0)) as service:
         token = issuer.token(key_id)
         with httpx.Client(base_url=service.http.base_url, headers={"Authorization": f"Bearer {token}"}) as http:
             assert http.put("/v1/checkpoints/a/files/a", content=b"x" * 10).status_code == 201

@@ -86,8 +86,7 @@ def test_calls_at_once_under_one_key_make_one_fusion(service: Service) -> None:
     recipe = service.recipe()
 
     def submit(_: int) -> httpx.Response:
-        with httpx.Client(base_url=service.http.base_url, timeout=40) as http:
-            return http.post("/v1/fusions", json=recipe, headers=KEY)
+        return service.http.post("/v1/fusions", json=recipe, headers=KEY)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         answers = list(threads.map(submit, range(AT_ONCE)))
@@ -104,8 +103,7 @@ def test_things_made_of_uploaded_files_are_made_once_though_the_files_are_used_u
     service.upload(kind, "x", "x.safetensors", content)
 
     def make(_: int) -> httpx.Response:
-        with httpx.Client(base_url=service.http.base_url, timeout=40) as http:
-            return http.post(f"/v1/{kind}", json={"name": "x"}, headers=KEY)
+        return service.http.post(f"/v1/{kind}", json={"name": "x"}, headers=KEY)
 
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(make, range(8)))
