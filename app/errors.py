@@ -31,6 +31,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.allowed_methods import allowed_methods
 from app.request_scope import current_request_id
@@ -193,6 +194,12 @@ class Unavailable(ApiError):
     status, code, title = 503, "service.not_ready", "Not ready"
 
 
+class CutOff(BadRequest):
+    """The caller hung up in the middle of a request."""
+
+    code, title = "request.cut_off", "Connection ended"
+
+
 class DatabaseAway(Unavailable):
     """The database is out of reach, or too busy to be waited for."""
 
@@ -242,7 +249,12 @@ def internal_error(path: str) -> JSONResponse:
 
 
 def unforeseen(path: str, error: Exception) -> JSONResponse:
-    """The answer to what nobody turned into one: an outage will pass and is told as such, all else is our mistake."""
+    """The answer to what nobody turned into one: an outage will pass and is told as such, all else is our mistake.
+
+    Whoever hung up hears no answer; but the log and the metrics have it, and it is no mistake of ours either.
+    """
+    if isinstance(error, ClientDisconnect):
+        return answer_to(CutOff("The connection ended before the request was complete."), path)
     match outage_in(error):
         case Outage.AWAY:
             told: ApiError = DatabaseAway("The database doesn't answer just now. Ask again in a moment.", headers=_SOON)

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,7 +62,10 @@ class RequestScope:
         try:
             await self._app(scope, receive, labelled)
         except Exception as error:
-            _log.exception("request.broke", method=scope["method"], path=scope["path"])
+            if isinstance(error, ClientDisconnect):
+                _log.info("request.cut_off", method=scope["method"], path=scope["path"])
+            else:
+                _log.exception("request.broke", method=scope["method"], path=scope["path"])
             if status:
                 raise  # half an answer is out: only closing the connection tells the caller
             await self._last_resort(scope["path"], error)(scope, receive, labelled)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 from sqlalchemy import Connection, event
 
 from app.main import create_app
@@ -113,6 +116,23 @@ def test_a_database_without_room_is_told_as_such_and_not_as_a_mistake(tmp_path: 
         answers = [service.http.post("/v1/webhooks", json=body) for _ in range(10)]
         answer = next(one for one in answers if one.status_code != 201)
         _check(answer, 503, "service.disk_full")
+
+
+def test_a_caller_who_hangs_up_is_no_mistake_of_ours(sqlite_service: Service) -> None:
+    metadata = "kind Y2hlY2twb2ludA==,name YQ==,path bW9kZWwuc2FmZXRlbnNvcnM="  # checkpoint, a, model.safetensors
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "100000", "Upload-Metadata": metadata}
+    url = sqlite_service.http.post("/v1/uploads", headers=headers).headers["Location"]
+    address = (sqlite_service.http.base_url.host, sqlite_service.http.base_url.port)
+    with structlog.testing.capture_logs() as logs:
+        with socket.create_connection(address) as line:
+            head = f"PATCH {url} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
+            line.sendall((head + "".join(f"{key}: {_TUS[key]}\r\n" for key in _TUS) + "\r\n").encode() + b"x" * 1000)
+            time.sleep(0.1)
+        until = time.monotonic() + 20
+        while not (told := [entry for entry in logs if entry["event"] == "request"]) and time.monotonic() < until:
+            time.sleep(0.02)
+    assert [entry["status"] for entry in told] == [400]
+    assert [entry["event"] for entry in logs if entry["event"].startswith("request.")] == ["request.cut_off"]
 
 
 def _no_page_more(connection: Connection) -> None:
