@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
 
 from app import errors, health, methods
 from app.auth.gate import Gate
@@ -37,6 +38,7 @@ from app.store.blobs import StorageError, open_blobs
 from app.store.database import Database
 from app.store.staging import Staging
 from app.traced_requests import TracedRequests
+from app.tracing import flush_traces
 from app.uploads.endpoints import router as uploads
 from app.uploads.tus.endpoints import router as tus
 from app.uploads.tus.envelope import TusEnvelope
@@ -116,6 +118,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         metrics.close()
     context.bell.close()
     await context.examiners.close()
+    await run_in_threadpool(flush_traces)
     context.database.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from app.errors import Unavailable
 from app.examining.child import Child, Lost
 from app.examining.errors import ExaminerBroke, ExaminersBusy, TooCostly
-from app.examining.limits import Limits
+from app.examining.limits import Cost, Limits
 
 _LINGER_SECONDS = 0.5  # so that a caller who leaves a small question costs no child
 _log = structlog.get_logger("app.examining")
@@ -26,6 +26,8 @@ class Pool:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.at_once)
+        # Large questions leave one child to the small ones, which would else wait behind them.
+        self._large_slots = asyncio.Semaphore(max(1, limits.at_once - 1))
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
         self._background: set[asyncio.Task[None]] = set()
@@ -40,7 +42,7 @@ class Pool:
         """Process ids of all children, idle ones first."""
         return [child.pid for child in (*self._idle, *self._busy)]
 
-    async def ask(self, question: dict[str, Any], request: Request, data_bytes: int = 0) -> dict[str, Any]:
+    async def ask(self, question: dict[str, Any], request: Request, cost: Cost) -> dict[str, Any]:
         """The answer of a child; ``request`` tells when nobody waits for it any more.
 
         Raises:
@@ -48,8 +50,8 @@ class Pool:
             TooCostly: when the question came to a limit, which the error names.
             ExaminerBroke: when the child failed otherwise.
         """
-        limits = self._limits.for_bytes(data_bytes)
-        async with self._slot():
+        limits = self._limits.for_bytes(cost.data_bytes)
+        async with self._slot(large=cost.is_large):
             answer = await self._unless_gone(self._ask_twice(question, limits), request)
         if "broke" in answer:
             _log.error("examiner.failed", about=question["about"], said=answer["broke"])
@@ -66,18 +68,18 @@ class Pool:
         self._idle.clear()
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._limits.queue_seconds):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise ExaminersBusy(
-                "Headers of many files are being read, and more waiting. Ask again later.", headers={"Retry-After": "5"}
-            ) from None
-        try:
+    async def _slot(self, *, large: bool) -> AsyncIterator[None]:
+        async with AsyncExitStack() as taken:
+            try:
+                async with asyncio.timeout(self._limits.queue_seconds):
+                    for slots in (self._large_slots, self._slots) if large else (self._slots,):
+                        await taken.enter_async_context(slots)
+            except TimeoutError:
+                raise ExaminersBusy(
+                    "Headers of many files are being read, and more waiting. Ask again later.",
+                    headers={"Retry-After": "5"},
+                ) from None
             yield
-        finally:
-            self._slots.release()
 
     async def _ask_twice(self, question: dict[str, Any], limits: Limits) -> dict[str, Any]:
         """A warm child may have died of what came before: then a fresh one is asked, once."""

@@ -223,6 +223,25 @@ def test_who_would_wait_too_long_is_told_to_come_again(single: Service) -> None:
         assert first.result().status_code == 201
 
 
+def test_a_small_question_never_waits_behind_large_ones(tmp_path: Path, sqlite_url: str, broker_server: str) -> None:
+    settings = small(tmp_path, sqlite_url, broker_server)
+    with running(settings) as service, ThreadPoolExecutor(2) as thread:
+        assert settings.examiners == 2
+        _until(lambda: bool(service.context.examiners.pids))
+        (child,) = map(psutil.Process, service.context.examiners.pids)
+        for name in ("large", "larger"):
+            service.upload("checkpoints", name, "model.safetensors", many(15_000, "[0,0,0,0,0,0]"))
+        child.suspend()
+        large = [
+            thread.submit(service.http.post, "/v1/checkpoints", json={"name": name}) for name in ("large", "larger")
+        ]
+        _until(lambda: _is_busy(service))
+        assert _post(service).status_code == 201  # by the second child
+        assert not any(one.done() for one in large)
+        child.resume()
+        assert [one.result().json()["tensors"] for one in large] == [15_000, 15_000]
+
+
 def test_warm_children_are_used_again(single: Service) -> None:
     child = _child(single)
     for number in range(5):
