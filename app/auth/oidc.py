@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -16,10 +17,12 @@ from app.auth.errors import CredentialsRefused, TenantMissing
 from app.auth.jwks import KeyNotThere, KeySet
 from app.auth.service import TENANT
 from app.settings import Settings
+from app.store.models import utc_now
 
 # The algorithm follows from the type of the key, never from the token: so no public key is ever used as a secret,
 # and "none" is no algorithm at all.
 _ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
+_LONGEST_SECONDS = 86_400  # after that it is looked at again, whatever it says
 _AT_ONCE = 4  # threads that may wait for the identity provider; the others of the process stay free
 _log = structlog.get_logger(__name__)
 
@@ -76,7 +79,9 @@ class Issuer:
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
         except (jwt.PyJWTError, KeyNotThere) as error:
-            _log.info("auth.token_refused", reason=repr(error))  # for whoever runs the service; callers get one answer
+            _log.info(
+                "auth.token_refused", reason=repr(error)[:200]
+            )  # for whoever runs the service; callers get one answer
             raise CredentialsRefused.told() from error
         return claims
 
@@ -90,8 +95,11 @@ class Issuer:
             )
         subject = str(claims["sub"])
         # 61 characters: the column has 64.
-        account = "oidc:" + hashlib.sha256(f"{self._issuer}\n{subject}".encode()).hexdigest()[:56]
-        expires_at = datetime.fromtimestamp(int(claims["exp"]), UTC) + timedelta(seconds=settings.oidc_leeway_seconds)
+        account = (
+            "oidc:" + hashlib.sha256(f"{self._issuer}\n{subject}".encode("utf-8", "surrogatepass")).hexdigest()[:56]
+        )
+        left = min(int(claims["exp"]) - time.time() + settings.oidc_leeway_seconds, _LONGEST_SECONDS)
+        expires_at = utc_now() + timedelta(seconds=left)
         scopes = _scopes(claims.get(settings.oidc_scope_claim), settings.oidc_scope_prefix)
         return Subject(account, tenant, subject, scopes, expires_at)
 

@@ -109,7 +109,8 @@ def note_subject(session: Session, account: str, tenant: str, name: str) -> Acco
 
     The scopes are the token's, so none are kept.
     """
-    repository.put_subject(session, account, tenant, name[:_MAX_NAME])
+    plain = "".join(letter if letter.isprintable() else "?" for letter in name[:_MAX_NAME])
+    repository.put_subject(session, account, tenant, plain)
     found = repository.get(session, account)
     assert found is not None
     return found

@@ -79,7 +79,8 @@ def _room(ctx: Context, owner: Owner, kind: service.Kind, name: str, path: str, 
     ctx.quotas.check_disk(announced)
     with ctx.database.reading() as session:
         room = ctx.quotas.room(session, owner)
-        room = replace(room, used=room.used - service.replaced_bytes(session, owner, kind, name, path))
+        if room.limit is not None:
+            room = replace(room, used=room.used - service.replaced_bytes(session, owner, kind, name, path))
     room.check(announced)
     return room
 
