@@ -8,9 +8,9 @@ import sys
 
 import app
 
-HEAVY = ["torch", "numpy", "scipy", "safetensors", "pyarrow", "celery", "worker"]
+HEAVY = ["torch", "numpy", "scipy", "safetensors", "pyarrow", "celery", "worker", "obstore"]
 # They are for other processes than the API's.
-OTHERS = ("app.cli.__main__",)
+OTHERS = ("app.cli.__main__", "app.store.blobs.remote")
 
 
 def _loaded_by(code: str) -> set[str]:

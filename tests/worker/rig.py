@@ -49,8 +49,8 @@ class Rig:
         """Where a blob lies."""
         return LocalStorage(self.settings.blob_dir).path(digest)
 
-    def worker(self, queues: str = "fusion.cpu") -> subprocess.Popen[bytes]:
-        return self._start("worker", "-m", "worker", "--queues", queues, "--loglevel", "info")
+    def worker(self, queues: str = "fusion.cpu", module: str = "worker") -> subprocess.Popen[bytes]:
+        return self._start("worker", "-m", module, "--queues", queues, "--loglevel", "info")
 
     def dispatcher(self) -> subprocess.Popen[bytes]:
         return self._start("dispatcher", "-m", "worker.dispatcher")
@@ -214,8 +214,13 @@ class Rig:
             "BROKER_URL": self.settings.resolved_broker_url,
             "COGRAM_DATA_DIR": str(self.settings.data_dir),
             "COGRAM_LEASE_SECONDS": str(self.settings.lease_seconds),
+            "COGRAM_STALL_SECONDS": str(self.settings.stall_seconds),
             "COGRAM_MAX_ATTEMPTS": str(self.settings.max_attempts),
             "COGRAM_REPUBLISH_SECONDS": str(self.settings.republish_seconds),
+            "COGRAM_BLOB_PATIENCE_SECONDS": str(self.settings.blob_patience_seconds),
+            "COGRAM_COLLECT_SECONDS": str(self.settings.collect_seconds),
+            "COGRAM_COLLECT_GRACE_SECONDS": str(self.settings.collect_grace_seconds),
+            **({"BLOB_URL": self.settings.blob_url} if self.settings.blob_url else {}),
         }
 
 
