@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def start_tracing(role: str) -> None:
 def flush_traces() -> None:
     """Sends what has gathered: for processes that are about to end."""
     if _provider is not None:
-        _provider.force_flush(int(_FLUSH_SECONDS * 1000))
+        # The SDK takes a time-out here and doesn't keep it: it waits for as long as the exporter tries.
+        sending = Thread(target=_provider.force_flush, name="flush-traces", daemon=True)
+        sending.start()
+        sending.join(_FLUSH_SECONDS)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from app.listening import listen
 from app.store.models import Fusion
 from tests.app.factories import Service
 
@@ -53,6 +55,19 @@ def test_without_a_collector_nothing_of_the_sdk_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
+
+
+def test_a_collector_that_never_answers_keeps_no_process_from_ending() -> None:
+    code = (
+        "import app.tracing as tracing\n"
+        "tracing.start_tracing('test')\n"
+        "with tracing.span('something') as span: assert span is not None\n"
+        "tracing.flush_traces()\n"
+    )
+    with listen("127.0.0.1", 0) as silent:
+        where = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": where, "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
 
 
 def _row(service: Service, fusion_id: str) -> Fusion:
