@@ -13,6 +13,7 @@ BENCHMARKS = (
     "bench.memory",
     "bench.service_start",
     "bench.jobs",
+    "bench.service.__main__",
 )
 
 

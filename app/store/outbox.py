@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,10 +39,11 @@ def unpublished(session: Session, limit: int) -> list[Message]:
     return _messages(session, _oldest(limit).where(OutboxMessage.published_at.is_(None)))
 
 
-def published(session: Session, message_id: int) -> None:
-    """The message is in the queue; a job claimed in between has no message any more, which is as good."""
+def published(session: Session, messages: Collection[Message]) -> None:
+    """The messages are in the queue; a job claimed in between has no message any more, which is as good."""
+    ids = [message.id for message in messages]
     now = database_now(session)
-    session.execute(update(OutboxMessage).where(OutboxMessage.id == message_id).values(published_at=now))
+    session.execute(update(OutboxMessage).where(OutboxMessage.id.in_(ids)).values(published_at=now))
 
 
 def waiting(session: Session) -> dict[str, int]:

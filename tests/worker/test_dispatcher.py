@@ -61,12 +61,12 @@ def test_a_crash_between_publishing_and_its_mark_only_publishes_twice(rig: Rig, 
 
 def test_a_message_that_got_lost_is_published_again(each_rig: Rig, celery: Celery) -> None:
     fusion_id = _submit(each_rig)
-    dispatcher = _dispatcher(each_rig, celery, republish_seconds=0.2)
-    dispatcher.publish_new()
+    patient, hasty = (_dispatcher(each_rig, celery, republish_seconds=seconds) for seconds in (600.0, 0.01))
+    patient.publish_new()
     _lose_messages(each_rig)
-    assert dispatcher.publish_lost() == 0  # too early to call it lost
-    time.sleep(0.3)
-    assert dispatcher.publish_lost() == 1
+    assert patient.publish_lost() == 0  # too early to call it lost
+    time.sleep(0.05)
+    assert hasty.publish_lost() == 1
     assert _queue(each_rig) == [fusion_id]
 
 
