@@ -26,12 +26,16 @@ def checkpoint_digest(files: Mapping[str, str]) -> str:
 
 
 def trace_digest(path: Path) -> str:
-    """Of every decision in a trace, without how long it took."""
+    """Of every decision in a trace, without how long it took; nothing, if it can't be read."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Opened by hand: an artifact's blob has no suffix, and a path alone would be taken for a data set's folder.
-    with path.open("rb") as file:
-        rows = pq.read_table(file).drop_columns([_TIMES]).to_pylist()
+    try:
+        # Opened by hand: an artifact's blob has no suffix, and a path alone would be taken for a data set's folder.
+        with path.open("rb") as file:
+            rows = pq.read_table(file).drop_columns([_TIMES]).to_pylist()
+    except (OSError, pa.ArrowException):
+        return ""
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A small soak on both stacks, each part killed once; and that the soak itself sees what it is there to see."""
+"""A small soak on both stacks, its parts killed, its disk full, its uploads cut; and what it is drawn from."""
 
 from __future__ import annotations
 
