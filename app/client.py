@@ -177,7 +177,9 @@ class Client:
         partial = target.with_name(target.name + ".part")
         digest = hashlib.sha256()
         try:
-            with self._http.stream("GET", f"/fusions/{fusion_id}/artifacts/{quote(entry['path'])}") as answer:
+            with self._http.stream(
+                "GET", f"/fusions/{fusion_id}/artifacts/{quote(entry['path'])}", follow_redirects=True
+            ) as answer:
                 raise_for_problem(answer)
                 with partial.open("wb") as file:
                     for piece in answer.iter_raw(_CHUNK):

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.client import Client
 from app.settings import Settings
 from app.store.models import Blob, UploadedFile
 from tests import services
@@ -130,6 +131,9 @@ def test_downloads_go_to_the_storage_itself_where_that_is_wanted(
             part = anybody.get(sent.headers["Location"], headers={"Range": "bytes=3-9"})
             assert (part.status_code, part.content) == (206, CONTENT[3:10])
         assert service.http.head(url).status_code == 200
+        with Client(str(service.http.base_url), api_key="kept for the service") as client:
+            (file,) = client.download(fusion_id, tmp_path / "got")
+        assert file.read_bytes() == CONTENT
 
 
 def test_a_storage_that_is_away_is_told_and_nothing_is_lost(
