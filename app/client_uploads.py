@@ -63,7 +63,8 @@ class ResumableUpload:
         headers = {**_VERSION, "Upload-Length": str(self._size), "Upload-Metadata": self._metadata}
         answer = self._http.post("/uploads", headers=headers)
         raise_for_problem(answer)
-        self._url = "/uploads/" + answer.headers["Location"].rpartition("/")[2]  # a proxy may serve it under another path
+        # Its last part only: a proxy may serve the whole under another path.
+        self._url = "/uploads/" + answer.headers["Location"].rpartition("/")[2]
         return 0
 
     def _stand(self) -> int:

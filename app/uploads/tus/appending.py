@@ -34,21 +34,27 @@ class Chunk:
         self._moved_at = time.monotonic()
 
     async def receive(self, body: AsyncIterator[bytes], conclude: Callable[[], T]) -> T:
-        """Appends what comes; ``conclude`` runs in the end, in a thread, while the upload is still held.
+        """Appends what comes, a megabyte while the next one comes; ``conclude`` runs in the end, in a thread.
 
         Whatever breaks it off, a sender that is gone or too slow, a full disk, the end of this process: what had come is
-        kept, unless it was to be checked and no longer can be. The upload is let go in every case.
+        kept, unless it was to be checked and no longer can be. The upload is held until then, and let go in every case.
         """
+        writing: asyncio.Future[None] | None = None
         try:
             async for piece in body:
                 self._take(piece)
                 if self._is_due():
+                    if writing is not None:
+                        await writing
                     gathered, self._gathered = self._gathered, bytearray()
-                    await in_thread(self._write, gathered)
-        except BaseException as error:
-            ending = in_thread(self._break_off)
-            if not isinstance(error, asyncio.CancelledError):  # who is cancelled can't wait; the thread ends by itself
-                await ending
+                    writing = in_thread(self._write, gathered)
+            if writing is not None:
+                await writing
+        except asyncio.CancelledError:  # who is cancelled can't wait; the thread ends by itself
+            in_thread(self._break_off, False)
+            raise
+        except BaseException:
+            await in_thread(self._break_off, writing is None or await _succeeded(writing))
             raise
         return await in_long_thread(self._end, conclude)
 
@@ -77,9 +83,10 @@ class Chunk:
             self._when_kept()
         self._moved_at = now
 
-    def _break_off(self) -> None:
+    def _break_off(self, gapless: bool) -> None:
+        """Keeps what can be kept; what was gathered last only where all before it is known to be written."""
         try:
-            if self._checksum is None:
+            if self._checksum is None and gapless:
                 self._target.write(self._gathered)
         finally:
             self._target.release(keep=self._checksum is None)
@@ -102,3 +109,8 @@ class Chunk:
                 f"The chunk's {self._checksum.algorithm} is {self._digest.hexdigest()}, Upload-Checksum announces "
                 f"{self._checksum.digest.hex()}; nothing of it was kept. Send it again."
             )
+
+
+async def _succeeded(writing: asyncio.Future[None]) -> bool:
+    await asyncio.wait([writing])
+    return writing.exception() is None

@@ -23,6 +23,7 @@ class Line:
     def __init__(self, service: httpx.URL, budgets: Sequence[int]) -> None:
         self._service = (service.host, service.port or 80)
         self._budgets = list(budgets)
+        self._connections: list[socket.socket] = []
         self._guard = threading.Lock()
         self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -35,6 +36,9 @@ class Line:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(10)
+        for connection in self._connections:
+            _cut(connection)
         for thread in self._threads:
             thread.join(10)
 
@@ -49,6 +53,7 @@ class Line:
             except OSError:  # the service is away just now
                 _cut(client)
                 continue
+            self._connections += [client, service]
             budget = self._budgets.pop(0) if self._budgets else None
             for source, target, left in ((client, service, budget), (service, client, None)):
                 thread = threading.Thread(target=self._pump, args=(source, target, left), daemon=True)

@@ -102,6 +102,7 @@ def test_tus_js_client_gives_an_upload_up(sqlite_service: Service, file: Path) -
     assert tus.staged() == []
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_clients_that_ended_go_on_after_a_kill_of_the_api(settings: Settings, file: Path, tmp_path: Path) -> None:
     """Clients and service know of the uploads only what they wrote down."""
     urls = str(tmp_path / "urls.json")

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -121,29 +122,44 @@ def test_a_sender_that_brings_drops_is_sent_away(settings: Settings) -> None:
         assert 0 < tus.offset(url) < 1000
 
 
-@pytest.fixture
-def no_large_files() -> Iterator[None]:
+def test_slow_senders_hold_no_thread(sqlite_tus: Tus) -> None:
+    """There are 16 threads for the disk and 40 for everything else; so many senders wait here in the middle of a chunk."""
+    tus, base = sqlite_tus, sqlite_tus.service.http.base_url
+    urls = [tus.create(1000) for _ in range(45)]
+    before = {url: tus.expiry(url) for url in urls}
+    with ExitStack() as lines:
+        for url in urls:
+            lines.enter_context(half_sent(base, url, 0, 1000, b"x" * 10))
+        assert soon(lambda: all(tus.expiry(url) > before[url] for url in urls))
+        assert tus.service.http.get("/v1/checkpoints").status_code == 200
+        _finish(tus, tus.create(len(CONTENT)))
+    assert soon(lambda: all(tus.offset(url) == 10 for url in urls))
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
     """No file of this process grows beyond a megabyte; the system refuses the write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_and_the_upload_goes_on_when_there_is_room(
-    tus: Tus, request: pytest.FixtureRequest
-) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    url = tus.create(len(CONTENT))
-    request.getfixturevalue("no_large_files")
-    answer = tus.patch(url, 0, CONTENT)
-    assert (answer.status_code, answer.json()["code"]) == (507, "upload.disk_full")
-    assert answer.headers["Tus-Resumable"] == "1.0.0"
-    assert "what came before is kept" in answer.json()["detail"]
-    assert tus.offset(url) == 2**20  # to the last byte that the disk took
-    assert tus.patch(url, 2**20, CONTENT[2**20 :]).status_code == 507
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    _finish(tus, url)
+def test_a_full_disk_is_told_and_the_upload_goes_on_when_there_is_room(settings: Settings) -> None:
+    """A service of its own: the database of one that many tests wrote to is larger than the limit."""
+    with running(settings) as service:
+        tus = Tus(service)
+        url = tus.create(len(CONTENT))
+        with _full_disk():
+            answer = tus.patch(url, 0, CONTENT)
+            assert (answer.status_code, answer.json()["code"]) == (507, "upload.disk_full"), answer.text
+            assert answer.headers["Tus-Resumable"] == "1.0.0"
+            assert "what came before is kept" in answer.json()["detail"]
+            assert tus.offset(url) == 2**20  # to the last byte that the disk took
+            assert tus.patch(url, 2**20, CONTENT[2**20 :]).status_code == 507
+        _finish(tus, url)
 
 
 def test_a_killed_api_loses_nothing_that_was_told(settings: Settings, tmp_path: Path) -> None:
