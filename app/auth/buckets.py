@@ -6,6 +6,7 @@ fills them all. That is enough against floods, and costs no round trip a request
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -22,6 +23,14 @@ class Level:
     capacity: float
     fill_seconds: float  # from empty to full
     wait_seconds: float  # until the next one may be taken
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As callers are told (draft-ietf-httpapi-ratelimit-headers)."""
+        return {
+            "RateLimit-Policy": f'"account";q={self.capacity:.0f};w={max(1, round(self.fill_seconds))}',
+            "RateLimit": f'"account";r={max(0, int(self.left))};t={math.ceil(self.wait_seconds)}',
+        }
 
 
 class Buckets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Self
 
+from app.auth.buckets import Level
 from app.errors import Forbidden, TooManyRequests, Unauthorized, Unavailable
 from cogram_core.errors import Problem
 
@@ -100,11 +101,11 @@ class RateExceeded(TooManyRequests):
     code, title = "rate.exceeded", "Too many requests"
 
     @classmethod
-    def until(cls, seconds: float, rate: float) -> Self:
+    def at(cls, level: Level, rate: float) -> Self:
         """The error, with the time after which it is worth trying again."""
-        wait = max(1, math.ceil(seconds))
+        wait = max(1, math.ceil(level.wait_seconds))
         return cls(
             f"The account may send {rate:g} requests a second. Wait {wait} s; whoever runs the service can allow more "
             "(cogram keys create --rate, COGRAM_REQUESTS_PER_SECOND).",
-            headers={"Retry-After": str(wait)},
+            headers={"Retry-After": str(wait), **level.headers},
         )

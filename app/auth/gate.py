@@ -96,7 +96,7 @@ class Gate:
             return None
         level = self._requests.take(caller.owner.account, rate, max(1.0, rate * _BURST_SECONDS))
         if not level.has_one:
-            raise RateExceeded.until(level.wait_seconds, rate)
+            raise RateExceeded.at(level, rate)
         return level
 
     def _remembered(self, token: str) -> _Known | None:

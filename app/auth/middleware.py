@@ -49,13 +49,11 @@ class Authentication:
 
 
 def _telling(level: Level, send: Send) -> Send:
-    """Says how much is left (draft-ietf-httpapi-ratelimit-headers)."""
+    """Says how much is left."""
 
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers["RateLimit-Policy"] = f'"account";q={level.capacity:.0f};w={max(1, round(level.fill_seconds))}'
-            headers["RateLimit"] = f'"account";r={level.left:.0f};t={max(0, round(level.wait_seconds))}'
+            MutableHeaders(scope=message).update(level.headers)
         await send(message)
 
     return told

@@ -204,6 +204,7 @@ def test_rates_are_told_and_kept(guarded: Guarded) -> None:
         assert good.headers["RateLimit"].startswith('"account";r=0;t=')
         assert (refused.status_code, refused.json()["code"]) == (429, "rate.exceeded")
         assert refused.headers["Retry-After"] in {"1", "2"}
+        assert refused.headers["RateLimit"] == f'"account";r=0;t={refused.headers["Retry-After"]}'
         with guarded.client(guarded.key("one", Scope.READ)) as other:
             assert other.get("/v1/fusions").status_code == 200
 
