@@ -55,6 +55,11 @@ class ApiProcess:
             else:
                 return
 
+    @property
+    def pid(self) -> int:
+        """The number of the process that was started last."""
+        return self._processes[-1].pid
+
     def kill(self) -> None:
         """SIGKILL, in the middle of whatever it does."""
         process = self._processes.pop()
