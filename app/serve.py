@@ -156,7 +156,7 @@ class _Supervisor:
 
 
 def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
-    """The API has the port that is set; dispatcher and worker have the two after it."""
+    """The API has the port that is set; then come the dispatcher, the workers, and the one for webhooks."""
     return {"COGRAM_METRICS_PORT": str(settings.metrics_port + place)} if settings.metrics_port else {}
 
 

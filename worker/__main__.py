@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from app.logs import configure_logging
+
 # Read once, when billiard is imported: SIGTERM then ends a worker as SIGQUIT does, after the running job has let go.
 os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 
@@ -19,6 +21,7 @@ def main() -> None:
     queues = {name.strip() for name in given.queues.split(",")}
     if "io" in queues and len(queues) > 1:
         parser.error("io must never wait behind a fusion: start another worker with --queues io beside this one.")
+    configure_logging()  # before Celery, which warns of what it finds at its start
     from worker import celery_app
 
     if queues == {"io"}:

@@ -6,11 +6,13 @@ drains, it takes no new job and ends when the running one has ended.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from types import FrameType
 
+import celery.apps.worker
 import structlog
 from celery.apps.worker import Worker
 from celery.worker import state
@@ -20,6 +22,15 @@ from worker import recovery
 from worker.process import STOPPING
 
 log = structlog.get_logger("worker.shutdown")
+
+
+def _say(message: str, _file: object = None) -> None:
+    """What Celery tells in its signal handlers, as a line of the log; locks must not be taken there, so it is written."""
+    line = {"event": message.strip(), "logger": "celery.apps.worker", "level": "warning"}
+    os.write(2, (json.dumps(line) + "\n").encode())
+
+
+celery.apps.worker.safe_say = _say
 
 _LOOK_SECONDS = 0.1
 

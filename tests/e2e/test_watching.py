@@ -22,6 +22,7 @@ from tests.e2e.test_service import upload
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 REQUEST = "a-request-that-is-looked-for"
+PORTS = 4  # API, dispatcher, a worker for fusions, one for webhooks
 SECRET = "cgm_0123456789ab_" + "s3cr3tS3CR3T" * 4 + "X"
 
 
@@ -46,7 +47,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(small_inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched") / "data"
-    port = _three_free_ports()
+    port = _free_ports()
     with collecting() as collector:
         environment = {
             "COGRAM_METRICS_PORT": str(port),
@@ -83,7 +84,7 @@ def _watch(served: Served, inputs: Inputs, collector: Collector, port: int, log:
         decisions,
         artifact["size"],
         sum(inputs.path(name).stat().st_size for name in ("a", "b")),
-        {name: values for place in range(3) for name, values in _scrape(port + place).items()},
+        {name: values for place in range(PORTS) for name, values in _scrape(port + place).items()},
         collector,
         [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")],
     )
@@ -164,13 +165,13 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _three_free_ports() -> int:
-    """The first of three in a row; beyond the range that the system gives away by itself."""
-    for port in range(20_000, 30_000, 3):
+def _free_ports() -> int:
+    """The first of some in a row; beyond the range that the system gives away by itself."""
+    for port in range(20_000, 30_000, PORTS):
         try:
-            for place in range(3):
+            for place in range(PORTS):
                 listen("127.0.0.1", port + place).close()
         except CannotServe:
             continue
         return port
-    raise AssertionError("no three ports are free")
+    raise AssertionError("no ports are free")
