@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 from importlib import import_module
 
 import structlog
+from billiard.util import get_pdeathsig
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import tracing
@@ -30,6 +32,8 @@ def preload() -> None:
     """No tensor is made and no device touched before the fork, and no connection stays open."""
     for name in (*_ALSO_LOADED, *tracing.modules()):
         import_module(name)
+    with suppress(OSError):  # other systems than Linux have none
+        get_pdeathsig()  # each child sets its own first of all; where there is cffi, that loads a parser of C
     try:
         rehearse(database())
     except SQLAlchemyError as error:  # then each child finds its words by itself
