@@ -68,7 +68,7 @@ async def list_tensors(
 
 @router.delete("/{checkpoint_id}", status_code=204, responses=declared(404, 409))
 def delete_checkpoint(checkpoint_id: str, caller: Uploader, ctx: Ctx) -> None:
-    """Remove a checkpoint that no fusion uses; its bytes stay on the disk until a collector comes."""
+    """Remove a checkpoint that no fusion uses; its bytes are collected once nothing else refers to them."""
     with ctx.database.transaction() as session:
         service.delete(session, caller.tenant, checkpoint_id)
 

@@ -57,7 +57,7 @@ def get_dataset(dataset_id: str, caller: Reader, ctx: Ctx) -> DatasetOut:
 
 @router.delete("/{dataset_id}", status_code=204, responses=declared(404, 409))
 def delete_dataset(dataset_id: str, caller: Uploader, ctx: Ctx) -> None:
-    """Remove a dataset that no fusion uses; its bytes stay on the disk until a collector comes."""
+    """Remove a dataset that no fusion uses; its bytes are collected once nothing else refers to them."""
     with ctx.database.transaction() as session:
         service.delete(session, caller.tenant, dataset_id)
 
