@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 
-from bench.service import jobs
+from bench.service import asking, jobs, transfers
 
 PARTS: dict[str, Callable[[], bool]] = {
     "jobs": jobs.main,
     "jobs-2": lambda: jobs.main(workers=2),
+    "uploads": transfers.uploads,
+    "downloads": transfers.downloads,
+    "latency": asking.latency,
+    "followers": asking.followers,
 }
 
 

@@ -28,7 +28,7 @@ from bench.service import curl
 from bench.service.processes import api_process, watched_memory
 from bench.service.serving import serving
 
-BYTES = int(os.environ.get("COGRAM_BENCH_BYTES", 2 * 2**30))
+BYTES = int(os.environ.get("COGRAM_BENCH_BYTES", str(2 * 2**30)))
 ROUNDS = 3
 LEAST_UPLOAD, LEAST_DOWNLOAD, MOST_GROWTH = 0.6, 0.7, 50e6
 _PIECE = 16 * 2**20
@@ -58,11 +58,11 @@ def uploads() -> bool:
                 _renew(source)
                 plain = _plain(source)
                 plain_rates.append(BYTES / plain / 1e6)
-                for way in rows:
+                for way, ratios in rows.items():
                     _renew(source)
                     with watched_memory(process) as memory:
                         seconds = _upload(address, way, source)
-                    rows[way].append(plain / seconds)
+                    ratios.append(plain / seconds)
                     growths[way].append(memory.growth)
             shutil.rmtree(f"{folder}/data")
     print(f"## {BYTES / 1e9:.1f} GB in, median of {ROUNDS} rounds\n")
