@@ -94,7 +94,7 @@ class Rounds(Duties):
         deliveries = Deliveries(database, celery, settings)
         seldom = min(_SELDOM_SECONDS, settings.lease_seconds / 4)
         duties = [
-            Duty(dispatcher.publish_new, settings.poll_seconds / 4),  # what every job waits for
+            Duty(dispatcher.publish_new, settings.poll_seconds / 2),  # what every job waits for
             Duty(deliveries.publish_due, settings.poll_seconds),
             Duty(dispatcher.publish_lost, seldom),
             Duty(deliveries.publish_lost, seldom),
