@@ -119,7 +119,7 @@ def retry_fusion(fusion_id: str, caller: Fuser, once: Once, ctx: Ctx) -> Respons
 
 @router.delete("/{fusion_id}", status_code=204, responses=declared(404, 409))
 def delete_fusion(fusion_id: str, caller: Fuser, ctx: Ctx) -> None:
-    """Remove a fusion that has ended, its events and its artifacts; their bytes are collected once nothing else needs them."""
+    """Remove a fusion that has ended, its events and artifacts; their bytes are collected once nothing else needs them."""
     with ctx.database.transaction() as session:
         service.delete(session, caller.tenant, fusion_id)
 
