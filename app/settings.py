@@ -83,7 +83,10 @@ class Settings(BaseSettings):
     )
 
     blob_url: str | None = Field(
-        None, validation_alias="BLOB_URL", description="s3://bucket/prefix, gs:// or az://; else the local disk"
+        None,
+        pattern="^(s3|gs|az)://.",
+        validation_alias="BLOB_URL",
+        description="s3://bucket/prefix, gs:// or az://; else the local disk",
     )
     blob_cache_bytes: int = Field(
         100 * 2**30,

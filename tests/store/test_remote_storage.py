@@ -16,7 +16,16 @@ import obstore
 import pytest
 from obstore.store import from_url
 
-from app.store.blobs import AnnouncedBlob, BlobStore, Collector, Incoming, StorageError, StoredBlob, record_blob
+from app.store.blobs import (
+    AnnouncedBlob,
+    BlobDamaged,
+    BlobStore,
+    Collector,
+    Incoming,
+    StorageError,
+    StoredBlob,
+    record_blob,
+)
 from app.store.blobs.cache import Cache
 from app.store.blobs.remote import RemoteStorage
 from app.store.database import Database
@@ -146,7 +155,7 @@ def test_bytes_that_were_changed_over_there_are_refused(
     blob = _brought(blobs, b"hello")
     _forget_copies(folder)
     obstore.put(from_url(blob_url), f"sha256/{blob.digest[:2]}/{blob.digest}", b"hallo")
-    with pytest.raises(StorageError, match="other bytes"):
+    with pytest.raises(BlobDamaged, match="other bytes"):
         blobs.storage.lay(blob, tmp_path / "laid")
     assert not (tmp_path / "laid").exists()
     assert _copies(folder) == {}

@@ -18,9 +18,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
-from app.store.blobs.content import CHUNK, StorageError, StoredBlob
+from app.store.blobs.content import CHUNK, BlobDamaged, StoredBlob
 
 Fill = Callable[[IO[bytes]], None]
+_LOOK_SECONDS = 10.0
 _ABANDONED = timedelta(days=1)
 
 
@@ -38,7 +39,7 @@ class Cache:
             fill(file)
             file.seek(0)
             if hashlib.file_digest(file, "sha256").hexdigest() != blob.digest:  # type: ignore[arg-type]
-                raise StorageError(f"blob {blob.digest} came back with other bytes than were stored")
+                raise BlobDamaged(f"blob {blob.digest} came back with other bytes than were stored")
 
         self._link(self._path("whole", blob), target, checked)
 
@@ -59,7 +60,7 @@ class Cache:
         file.chmod(0o444)
         os.utime(file)
         file.replace(path)
-        self.shrink()
+        self._grown(blob.size)
 
     def has(self, blob: StoredBlob) -> bool:
         """Whether there is a whole copy."""
@@ -108,6 +109,15 @@ class Cache:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+        self._grown(target.stat().st_blocks * 512)
+
+    def _grown(self, size: int) -> None:
+        """Shrinks after something large, and else now and then: looking at every copy takes longer than a small blob."""
+        looked = self._folder / "looked"
+        with suppress(FileNotFoundError):
+            if size <= self._limit // 100 and time.time() < looked.stat().st_mtime + _LOOK_SECONDS:
+                return
+        looked.touch()
         self.shrink()
 
     def _path(self, kind: str, blob: StoredBlob) -> Path:

@@ -30,5 +30,9 @@ class FoundBlob(StoredBlob):
     modified: datetime
 
 
+class BlobDamaged(Exception):
+    """Bytes that a storage gave back are not those that were stored: asking again doesn't help."""
+
+
 class StorageError(Exception):
     """The storage is out of reach or refuses; the message names no address and no secret."""
