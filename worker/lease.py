@@ -173,7 +173,7 @@ class Ledger:
                 yield job
             except Exception as error:
                 spans.broke_off(type(error).__name__)
-                job.ending = _ending_after(error, keeper.stop, fusion_id)
+                job.ending = _ending_after(error, keeper.stop, workspace)
             finally:
                 workspace.leave()
                 keeper.end()
@@ -221,7 +221,7 @@ def _in_logs(claim: jobs.Claim) -> AbstractContextManager[Any]:
     return structlog.contextvars.bound_contextvars(**named, **trace)
 
 
-def _ending_after(error: Exception, stop: Stop | None, fusion_id: FusionId) -> Ending | None:
+def _ending_after(error: Exception, stop: Stop | None, workspace: Workspace) -> Ending | None:
     if stop is Stop.LOST:
         return None
     if isinstance(error, FusionStopped) and stop is Stop.CANCELLED:
@@ -245,9 +245,11 @@ def _ending_after(error: Exception, stop: Stop | None, fusion_id: FusionId) -> E
         time.sleep(_OUTAGE_SECONDS)
         return partial(jobs.release, seen=f"the database failed: {type(error).__name__}")
     if isinstance(error, CogramError):
-        return partial(jobs.finish_failed, error={"code": error.code, "detail": str(error), "errors": []})
+        # Where the attempt's folder lies on this machine is nobody's business; a file's name in it helps.
+        detail = str(error).replace(f"{workspace.path}/", "")
+        return partial(jobs.finish_failed, error={"code": error.code, "detail": detail, "errors": []})
     # What nobody foresaw may name paths and values of this machine: they stay in its log.
-    detail = f"{type(error).__name__}; see the worker's log for {fusion_id}."
+    detail = f"{type(error).__name__}; see the worker's log for {workspace.fusion_dir.name}."
     return partial(jobs.finish_failed, error={"code": "fusion.internal", "detail": detail, "errors": []})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -176,6 +177,24 @@ def test_an_error_of_the_core_keeps_its_code_and_message(rig: Rig) -> None:
     with _ledger(rig).lease(fusion_id):
         raise OutputError("no space left")
     assert rig.row(fusion_id).error == {"code": "output.failed", "detail": "no space left", "errors": []}
+
+
+def test_an_error_names_no_folder_of_the_worker(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id) as job:
+        assert job is not None
+        raise OutputError(f"{job.output}/model.safetensors: can't be written")
+    assert rig.row(fusion_id).error["detail"] == "output/model.safetensors: can't be written"
+
+
+def test_a_disk_without_room_for_the_attempt_s_folder_is_told_as_such(rig: Rig) -> None:
+    fusion_id = _submit(rig)
+    with _ledger(rig).lease(fusion_id):
+        raise OSError(errno.ENOSPC, "No space left on device", "/where/it/lies")
+    error = rig.row(fusion_id).error
+    assert error["code"] == "storage.full"
+    assert "No space left" in error["detail"]
+    assert "/where" not in error["detail"]
 
 
 def test_a_result_that_the_disk_does_not_take_fails_the_fusion_as_an_output(rig: Rig) -> None:
