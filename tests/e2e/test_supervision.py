@@ -128,6 +128,22 @@ def test_the_parts_started_one_by_one_do_the_same_as_serve(
     assert codes == [0, 0, 0, 0]
 
 
+def test_a_service_that_drains_ends_what_runs_answers_meanwhile_and_keeps_what_waits(
+    data_dir: Path, long_inputs: Inputs, undisturbed: str
+) -> None:
+    with serving(data_dir) as served, served.client() as client:
+        running = _begin(client, long_inputs)
+        served.process.send_signal(signal.SIGUSR2)
+        waiting = client.submit(long_inputs.recipe())["id"]
+        assert served.process.wait(100) == 0
+    with serving(data_dir) as served, served.client() as client:
+        fusion = client.fusion(running)
+        assert (fusion["state"], fusion["attempt"]) == ("succeeded", 1)
+        assert remote_sha256(client, running) == undisturbed
+        fusion = client.wait(waiting, 90)
+        assert (fusion["state"], fusion["attempt"]) == ("succeeded", 1)
+
+
 def test_an_interrupt_is_a_normal_end(data_dir: Path) -> None:
     with serving(data_dir) as served:
         family = served.family()
