@@ -29,7 +29,7 @@ class Context:
     quotas: Quotas
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:  # async: as a plain function each call would wait for a thread
     found = request.app.state.context
     assert isinstance(found, Context)
     return found

@@ -12,10 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from app.auth import Fuser, Reader
 from app.context import Context, Ctx
 from app.errors import ProblemEntry, declared
-from app.fusions import checking, service
+from app.fusions import checking, contract, service
 from app.fusions.documents import read_document, recipe_schema
 from app.fusions.preconditions import none_match
-from app.fusions.presenting import RETRY_AFTER, etag_of, fusion_out
+from app.fusions.presenting import RETRY_AFTER, Rendered, fusion_out
 from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
 from app.idempotency import Once
 from app.idempotency.once import CallOnce
@@ -68,15 +68,19 @@ def list_fusions(
     return FusionPage(items=[fusion_out(fusion) for fusion in found], next_page_token=following)
 
 
-@router.get("/{fusion_id}", responses={**declared(404), 304: {"description": "Not changed"}}, response_model=FusionOut)
+@router.get(
+    "/{fusion_id}",
+    responses=contract.not_changed() | declared(404),
+    response_model=FusionOut,
+    openapi_extra={"parameters": [contract.IF_NONE_MATCH]},
+)
 async def get_fusion(
     fusion_id: str,
     request: Request,
-    response: Response,
     caller: Reader,
     ctx: Ctx,
     wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for the end, or for a change")] = 0,
-) -> FusionOut | Response:
+) -> Response:
     """One fusion.
 
     With ``wait``, the answer comes when the fusion has ended, or the time is up; with ``If-None-Match`` as well, as soon
@@ -86,18 +90,16 @@ async def get_fusion(
     deadline = time.monotonic() + wait
     while True:
         heard = ctx.bell.rings
-        resource = await run_in_threadpool(_look, ctx, caller.tenant, fusion_id)
-        tag = etag_of(resource)
-        fresh = none_match(known, tag)
+        found = await run_in_threadpool(_look, ctx, caller.tenant, fusion_id)
+        fresh = none_match(known, found.tag)
         left = deadline - time.monotonic()
-        if resource.state in FINAL or (known and fresh) or left <= 0 or ctx.bell.closed:
+        if found.state in FINAL or (known and fresh) or left <= 0 or ctx.bell.closed:
             break
         await ctx.bell.wait(heard, left)
-    headers = {"ETag": tag} | ({} if resource.state in FINAL else RETRY_AFTER)
+    headers = {"ETag": found.tag} | ({} if found.state in FINAL else RETRY_AFTER)
     if not fresh:
         return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return resource
+    return Response(found.body, headers=headers, media_type="application/json")
 
 
 @router.post("/{fusion_id}/cancel", status_code=202, responses=declared(404, 409))
@@ -146,6 +148,6 @@ def _where(fusion: Fusion) -> dict[str, str]:
     return {"Location": f"/v1/fusions/{fusion.id}", **RETRY_AFTER}
 
 
-def _look(ctx: Context, tenant: str, fusion_id: str) -> FusionOut:
+def _look(ctx: Context, tenant: str, fusion_id: str) -> Rendered:
     with ctx.database.reading() as session:
-        return fusion_out(service.get(session, tenant, fusion_id))
+        return Rendered.of(service.get(session, tenant, fusion_id))

@@ -1,11 +1,14 @@
-"""A fusion's row as the resource that callers see, and its entity tag."""
+"""A fusion's row as the resource that callers see, in JSON with its entity tag where many ask for it."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from typing import Self
 
 from app.fusions.schemas import FusionError, FusionOut, Links
 from app.store.models import Fusion
+from app.store.states import FusionState
 
 RETRY_AFTER = {"Retry-After": "2"}  # seconds; for those who poll, and neither follow events nor wait
 
@@ -35,6 +38,16 @@ def fusion_out(fusion: Fusion) -> FusionOut:
     )
 
 
-def etag_of(resource: FusionOut) -> str:
-    """A strong tag: two equal resources have equal tags."""
-    return f'"{hashlib.sha256(resource.model_dump_json().encode()).hexdigest()[:32]}"'
+@dataclass(frozen=True)
+class Rendered:
+    """A fusion as it goes over the wire, written once for the answer and for its entity tag."""
+
+    state: FusionState
+    body: bytes
+    tag: str  # strong: two equal resources have equal tags
+
+    @classmethod
+    def of(cls, fusion: Fusion) -> Self:
+        """The row's resource, in JSON."""
+        body = fusion_out(fusion).model_dump_json().encode()
+        return cls(fusion.state, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

@@ -24,7 +24,7 @@ from app.paging import PageToken, decode_number, encode_token
 from app.store.blobs import StoredBlob
 
 
-def _readers(request: Request) -> TraceReaders:
+async def _readers(request: Request) -> TraceReaders:
     found = request.app.state.trace_readers
     assert isinstance(found, TraceReaders)
     return found
