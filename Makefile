@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 SIDE_BY_SIDE := tests/core tests/bench tests/store tests/app
 
-.PHONY: setup demo serve check test test-gpu soak bench bench-gpu bench-paper catalogue clean
+.PHONY: setup demo serve check test test-gpu fuzz soak bench bench-gpu bench-paper catalogue clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,10 @@ JOBS ?= 200
 STACK ?= embedded
 soak: setup
 	$(BIN)/python -m tests.chaos.soak --seed $(SEED) --jobs $(JOBS) --stack $(STACK)
+
+# Asks the running service for half an hour whether its contract is true, with another seed each time.
+fuzz: setup
+	COGRAM_FUZZ_EXAMPLES=$${COGRAM_FUZZ_EXAMPLES:-200} $(BIN)/pytest -q -s tests/app/security/test_contract.py
 
 bench: setup
 	$(BIN)/python -m bench.run
