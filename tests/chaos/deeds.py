@@ -10,7 +10,7 @@ from typing import Any
 from tests.chaos.caller import Caller, problem
 from tests.chaos.inputs import Files
 from tests.chaos.plan import Job
-from tests.chaos.tally import Accepted, Tally
+from tests.chaos.tally import FULL_DISK_CODES, Accepted, Tally
 
 _FILE = "model.safetensors"
 _PAGE = 200
@@ -119,9 +119,11 @@ class Deeds:
 
     def _again(self, job: Job, accepted: Accepted) -> Accepted | None:
         """A fusion that the full disk ended is asked for again."""
-        if accepted.state != "failed" or job.outcome == "fails":
+        if accepted.state != "failed":
             return None
-        accepted.full_disk = True  # the checks see whether the disk was full, and whether the error says so
+        if job.outcome == "fails" and (accepted.error or {}).get("code") not in FULL_DISK_CODES:
+            return None
+        # The checks see whether the disk was full at that time.
         self._tally.note(f"{accepted.fusion_id} (job {job.number}) failed: {json.dumps(accepted.error)[:600]}")
         headers = {"Idempotency-Key": f"retry-{accepted.fusion_id}"}
         answer = self._caller.ask("POST", f"/fusions/{accepted.fusion_id}/retry", headers=headers)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import Any
 
+FULL_DISK_CODES = frozenset({"output.failed", "storage.full"})  # of fusions that a full disk ended
 _MOST_SHOWN = 40
 _AFTERMATH = timedelta(seconds=5)
 
@@ -24,7 +25,6 @@ class Accepted:
     state: str = ""
     events: list[tuple[int, str]] = field(default_factory=list)  # id and type, as followed
     error: dict[str, Any] | None = None
-    full_disk: bool = False  # failed for it, and was asked for again
 
 
 class Tally:
