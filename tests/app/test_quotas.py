@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,6 +35,14 @@ def _counts(answers: list[httpx.Response]) -> Counter[tuple[int, str]]:
     return Counter((answer.status_code, answer.json().get("code", "") if answer.content else "") for answer in answers)
 
 
+def _open_files() -> list[str]:
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    return found
+
+
 def test_uploads_at_once_get_exactly_the_bytes_that_there_are(guarded: Guarded) -> None:
     with guarded.client(guarded.key(bytes=7_500)) as http:
         answers = _at_once(lambda number: http.put(URL.format(number), content=b"x" * 1000))
@@ -54,6 +65,14 @@ def test_resumable_uploads_count_as_long_as_they_said_from_their_beginning(guard
         other = next(a.headers["Location"] for a in answers if a.status_code == 201 and a.headers["Location"] != place)
         assert http.delete(other, headers=TUS).status_code == 204
         assert http.put(URL.format("c"), content=b"x" * 1000).status_code == 201
+
+
+def test_a_resumable_upload_that_is_refused_leaves_no_file_open(guarded: Guarded) -> None:
+    with guarded.client(guarded.key(bytes=10)) as http:
+        answers = _at_once(lambda _: http.post("/v1/uploads", headers={**TUS, "Upload-Length": "1000"}))
+    assert _counts(answers) == {(403, "quota.bytes"): AT_ONCE}
+    folder = str(guarded.service.context.settings.uploads_dir)
+    assert [path for path in _open_files() if path.startswith(folder)] == []
 
 
 @pytest.mark.parametrize(

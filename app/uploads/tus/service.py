@@ -134,13 +134,17 @@ def _begin(ctx: Context, owner: Owner, wanted: Creation) -> _Held:
         metadata_header=wanted.metadata_header,
     )
     ctx.staging.create(upload.id)
+    target = None
     try:
         target = ctx.staging.open(upload.id)
         with ctx.database.transaction() as session:
             repository.add(session, upload, lifetime(ctx))
             ctx.quotas.check_bytes(session, owner)
     except BaseException:
-        ctx.staging.discard(upload.id)
+        if target is not None:  # it has files open, which a refusal must not leave so
+            target.discard()
+        else:
+            ctx.staging.discard(upload.id)
         raise
     return _Held(upload, target)
 
