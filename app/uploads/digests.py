@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from contextlib import suppress
 
@@ -40,7 +39,7 @@ def repr_digest(digest: str) -> str:
 def _from_base64(header: str, item: str) -> str:
     raw = b""
     if item.startswith(":") and item.endswith(":"):
-        with suppress(binascii.Error):
+        with suppress(ValueError):  # of characters outside of ASCII, too
             raw = base64.b64decode(item[1:-1], validate=True)
     if len(raw) != _SHA256_BYTES:
         raise DigestUnreadable.single(header, "write it as sha-256=:BASE64:, of the 32 bytes of the sha256")

@@ -103,9 +103,10 @@ def test_a_digest_that_can_not_be_read_is_refused(service: Service) -> None:
     for header, value in [
         ("Repr-Digest", "sha-256=abc"),
         ("Content-Digest", "sha-256=:!!:"),
+        ("Content-Digest", "sha-256=:é:"),
         ("X-Content-SHA256", "123"),
     ]:
-        answer = service.http.put(URL, content=b"hello", headers={header: value})
+        answer = service.http.put(URL, content=b"hello", headers={header: value.encode("latin-1")})
         assert (answer.status_code, answer.json()["code"]) == (422, "upload.digest_header")
     assert _nothing_stored(service)
 

@@ -132,6 +132,9 @@ def test_everything_that_is_wrong_with_a_creation_is_told_at_once(sqlite_tus: Tu
     for length in ("-1", "1.0", "", "²", "9" * 30):
         headers = {"Upload-Length": length.encode(), "Upload-Metadata": metadata().encode(), b"Tus-Resumable": b"1.0.0"}
         _problem(sqlite_tus.service.http.post("/v1/uploads", headers=headers), 400, "upload.headers")  # type: ignore[arg-type]
+    for other in (b"name \xe9", b"n\xe9 eA==", b"name /w=="):
+        headers = {"Upload-Length": b"1", "Upload-Metadata": other, "Tus-Resumable": b"1.0.0"}
+        _problem(sqlite_tus.service.http.post("/v1/uploads", headers=headers), 400, "upload.headers")
     assert sqlite_tus.staged() == []
 
 
