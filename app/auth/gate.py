@@ -64,21 +64,27 @@ class Gate:
             CredentialsRefused: when what says so is not good.
             TooManyFailures: when too much of that came from the address.
         """
-        token = _bearer(authorization)
+        return await self._caller(_bearer(authorization), peer)
+
+    async def _caller(self, token: str | None, guesser: str | None) -> Caller:
+        """Who brings the token; ``guesser`` is the address from which it might be a guess."""
         # Without keys, what isn't one of ours belongs to whatever stands in front of the service.
         if self.is_open and not (token or "").startswith(PREFIX):
             return LOCAL_CALLER
         if token is None:
             raise CredentialsMissing.told()
-        known = self._remembered(token) or await self._found(token, peer)
+        known = self._remembered(token) or await self._found(token, guesser)
         if known.expires_at is not None and utc_now() >= known.expires_at:
             raise CredentialsRefused.told()
         return known.caller
 
-    async def is_still_good(self, authorization: str | None, peer: str) -> bool:
-        """Whether who was let in a while ago would be again; for calls that last."""
+    async def is_still_good(self, authorization: str | None) -> bool:
+        """Whether who was let in a while ago would be again; for calls that last.
+
+        That is no guess, so others who guess from the same address keep nobody from being asked again.
+        """
         try:
-            await self.caller(authorization, peer)
+            await self._caller(_bearer(authorization), None)
         except CredentialsRefused:
             return False
         except ApiError:  # it can't be told just now, and they were good before
@@ -103,7 +109,7 @@ class Gate:
         known = self._known.get(_fingerprint(token))
         return known if known is not None and time.monotonic() < known.forget_at else None
 
-    async def _found(self, token: str, peer: str) -> _Known:
+    async def _found(self, token: str, guesser: str | None) -> _Known:
         """Looks the credentials up, once for all that bring the same at the same time."""
         fingerprint = _fingerprint(token)
         async with self._looking.setdefault(fingerprint, asyncio.Lock()):
@@ -111,23 +117,27 @@ class Gate:
             if known is not None:
                 return known
             was_good = self._known.pop(fingerprint, None) is not None
-            bucket = (
-                _network(peer),
-                self._settings.auth_failures_per_minute / 60,
-                self._settings.auth_failures_per_minute,
-            )
-            level = self._failures.look(*bucket)
-            if not level.has_one and not was_good:  # what was good a while ago is no guess
-                raise TooManyFailures.until(level.wait_seconds)
-            try:
+            if guesser is None:
                 known = await self._look_up(token)
-            except CredentialsRefused:
-                self._failures.charge(*bucket)
-                raise
+            else:
+                known = await self._look_up_for(guesser, token, was_good)
             self._known[fingerprint] = known
             while len(self._known) > _MOST_REMEMBERED:
                 self._known.popitem(last=False)
             return known
+
+    async def _look_up_for(self, guesser: str, token: str, was_good: bool) -> _Known:
+        """Looks credentials up that may be a guess; what was good a while ago is none."""
+        most = self._settings.auth_failures_per_minute
+        bucket = (_network(guesser), most / 60, most)
+        level = self._failures.look(*bucket)
+        if not level.has_one and not was_good:
+            raise TooManyFailures.until(level.wait_seconds)
+        try:
+            return await self._look_up(token)
+        except CredentialsRefused:
+            self._failures.charge(*bucket)
+            raise
 
     async def _look_up(self, token: str) -> _Known:
         if not token.startswith(PREFIX) and self._issuer is not None:

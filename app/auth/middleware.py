@@ -42,7 +42,7 @@ class Authentication:
         except ApiError as error:
             await answer_to(error, scope["path"])(scope, receive, send)
             return
-        still_good = partial(self._gate.is_still_good, authorization, peer[0])
+        still_good = partial(self._gate.is_still_good, authorization)
         scope.setdefault("state", {}).update(caller=caller, still_good=still_good)
         structlog.contextvars.bind_contextvars(account=caller.owner.account, tenant=caller.tenant)
         await self._app(scope, receive, send if level is None else _telling(level, send))

@@ -114,6 +114,19 @@ def test_a_stream_of_events_ends_with_its_key(guarded: Guarded) -> None:
         assert follower.get(url).status_code == 401
 
 
+def test_every_stream_of_a_revoked_key_ends_however_many_guess_from_its_address(sqlite_settings: Settings) -> None:
+    with running(guarded_by_keys(sqlite_settings, auth_failures_per_minute=1)) as started:
+        guarded = Guarded(started)
+        key = guarded.key()
+        with guarded.calling(key) as one, guarded.client(key) as follower, guarded.client(new_key()) as guesser:
+            url = f"/v1/fusions/{one.fusion()}/events"
+            with follower.stream("GET", url) as first, follower.stream("GET", url) as second:
+                assert _soon(lambda: guesser.get("/v1/fusions").status_code == 429)
+                guarded.revoke(key)
+                for answer in (first, second):
+                    assert "event: queued" in list(answer.iter_lines())  # and it ends
+
+
 def test_many_that_bring_a_key_for_the_first_time_at_once_are_all_let_in(sqlite_settings: Settings) -> None:
     with running(guarded_by_keys(sqlite_settings, auth_failures_per_minute=1)) as started:
         guarded = Guarded(started)
