@@ -69,7 +69,7 @@ def _forget_copies(folder: Path) -> None:
 
 def _copies(folder: Path) -> dict[str, int]:
     """What is cached, and the room that it takes."""
-    found = [*folder.glob("whole/*/*"), *folder.glob("headers/*/*")]
+    found = [*folder.glob("whole/*/*"), *folder.glob("headers/*/*"), *folder.glob("documents/*/*")]
     return {f"{path.parts[-3]} {path.name[:4]}": path.stat().st_blocks * 512 for path in found}
 
 
@@ -113,8 +113,19 @@ def test_headers_come_without_the_tensors(blobs: BlobStore, folder: Path) -> Non
             assert paths["network.json"].read_bytes() == b'{"layers": []}'
         assert [(spec.name, spec.shape) for spec in header.tensors.values()] == [("layer.weight", (2**22, 1))]
     copies = _copies(folder)
-    assert sorted(name.split()[0] for name in copies) == ["headers", "headers"]
+    assert sorted(name.split()[0] for name in copies) == ["documents", "headers"]
     assert sum(copies.values()) < 2**20
+
+
+def test_bytes_that_somebody_calls_a_document_have_their_header_all_the_same(blobs: BlobStore, folder: Path) -> None:
+    large = safetensors_file({"layer.weight": floats((9 * 2**20, 1))})
+    blob = _brought(blobs, large)
+    _forget_copies(folder)
+    for name in ("notes.txt", "model.safetensors", "notes.txt"):
+        with blobs.storage.headers({name: blob}) as paths:
+            assert paths[name].stat().st_size == len(large)
+            if name == "model.safetensors":
+                assert [*read_checkpoint_header(paths[name]).tensors] == ["layer.weight"]
 
 
 @pytest.mark.parametrize("start", [b"", b"\x00", b"\xff" * 8, (2**40).to_bytes(8, "little"), b"\x02" + b"\x00" * 7])

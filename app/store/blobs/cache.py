@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from app.store.blobs.content import CHUNK, BlobDamaged, StoredBlob
 
@@ -26,7 +26,10 @@ _ABANDONED = timedelta(days=1)
 
 
 class Cache:
-    """A folder of copies, by kind and digest: whole ones, and ones of which only the header is there."""
+    """A folder of copies, by kind and digest: whole ones, and ones of which only what is read first is there.
+
+    What is read first is another part of the same bytes when they are called a document and not tensors.
+    """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
@@ -43,7 +46,7 @@ class Cache:
 
         self._link(self._path("whole", blob), target, checked)
 
-    def header(self, blob: StoredBlob, target: Path, fill: Fill) -> None:
+    def header(self, blob: StoredBlob, target: Path, kind: Literal["headers", "documents"], fill: Fill) -> None:
         """Makes ``target`` a file of the right size; ``fill`` writes its beginning, and the rest takes no room."""
 
         def sparse(file: IO[bytes]) -> None:
@@ -51,7 +54,7 @@ class Cache:
             fill(file)
 
         whole = self._path("whole", blob)
-        self._link(whole if whole.is_file() else self._path("headers", blob), target, sparse)
+        self._link(whole if whole.is_file() else self._path(kind, blob), target, sparse)
 
     def keep(self, file: Path, blob: StoredBlob) -> None:
         """Takes a file with all bytes away from its place, as the copy that the next one asks for."""
@@ -103,6 +106,10 @@ class Cache:
         try:
             with os.fdopen(descriptor, "w+b") as file:
                 fill(file)
+                file.flush()
+                os.fsync(
+                    file.fileno()
+                )  # else a power cut may leave the name, and zeros under it that nobody checks again
             Path(name).chmod(0o444)
             os.link(name, target)  # first, so that nobody finds it without a user
             Path(name).replace(path)

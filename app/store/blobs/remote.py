@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -94,7 +95,10 @@ class RemoteStorage:
         with self._cache.room() as room:
             paths = {name: room / str(number) for number, name in enumerate(files)}
             for name, blob in files.items():
-                self._cache.header(blob, paths[name], lambda file, blob=blob, name=name: self._begin(blob, name, file))  # type: ignore[misc]
+                if name.endswith(".safetensors"):
+                    self._cache.header(blob, paths[name], "headers", partial(self._begin_tensors, blob))
+                else:
+                    self._cache.header(blob, paths[name], "documents", partial(self._begin_document, blob))
             yield paths
 
     @contextmanager
@@ -148,13 +152,15 @@ class RemoteStorage:
                     obstore.get_range(self._store, _key(blob.digest), start=start, end=min(start + _PIECE, end))
                 )
 
-    def _begin(self, blob: StoredBlob, name: str, file: IO[bytes]) -> None:
-        """Fetches what readers of headers read; for anything else there is nothing but the size."""
+    def _begin_document(self, blob: StoredBlob, file: IO[bytes]) -> None:
+        """Fetches all of a small one; of anything larger there is nothing but the size."""
         file.seek(0)
-        if not name.endswith(".safetensors"):
-            if blob.size <= _SMALL:
-                copy_pieces(self._pieces(blob, 0, blob.size), file)
-            return
+        if blob.size <= _SMALL:
+            copy_pieces(self._pieces(blob, 0, blob.size), file)
+
+    def _begin_tensors(self, blob: StoredBlob, file: IO[bytes]) -> None:
+        """Fetches what readers of headers read."""
+        file.seek(0)
         start = b"".join(self._pieces(blob, 0, min(_FIRST_LOOK, blob.size)))
         file.write(start)
         wanted = min(8 + int.from_bytes(start[:8], "little"), _HEADER_BYTES, blob.size)
