@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,9 +36,9 @@ def _counts(answers: list[httpx.Response]) -> Counter[tuple[int, str]]:
 
 def _open_files() -> list[str]:
     found = []
-    for descriptor in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            found.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+            found.append(str(descriptor.readlink()))
     return found
 
 
