@@ -266,11 +266,15 @@ def enable(webhook: Webhook) -> None:
 
 
 def forget(session: Session, age: timedelta, limit: int = 1000) -> int:
-    """Removes deliveries that ended longer ago than ``age``; how many."""
+    """Removes deliveries that ended longer ago than ``age``; how many.
+
+    They are held first: what someone asks for again at this moment is left to them, and so is what another removes.
+    """
     ended = Delivery.state.in_((DeliveryState.DELIVERED, DeliveryState.FAILED))
     old = select(Delivery.id).where(ended, Delivery.due_at < database_now(session) - age).limit(limit)
-    removed = delete(Delivery).where(Delivery.id.in_(old)).returning(Delivery.id)
-    return len(session.scalars(removed, execution_options=_AS_IT_IS).all())
+    held = session.scalars(old.with_for_update(skip_locked=True)).all()
+    session.execute(delete(Delivery).where(Delivery.id.in_(held)), execution_options=_AS_IT_IS)
+    return len(held)
 
 
 def locked(session: Session, webhook_id: str) -> Webhook | None:

@@ -377,3 +377,25 @@ def test_old_deliveries_are_forgotten_once_they_have_ended(database: Database) -
         assert deliveries.forget(session, timedelta(days=1)) == 1
     with database.reading() as session:
         assert sorted(session.scalars(select(Delivery.id))) == sorted([pending, sending])
+
+
+def test_a_delivery_that_is_asked_for_again_is_not_forgotten_meanwhile(database: Database) -> None:
+    delivery_id = _ping(database, _webhook(database))
+    _arrive(database, _held(database, delivery_id))
+    _age(database, due_at=timedelta(days=2))
+    asked, forgotten = threading.Event(), threading.Event()
+
+    def forget() -> None:
+        asked.wait(30)
+        with database.transaction() as session:
+            deliveries.forget(session, timedelta(days=1))
+        forgotten.set()
+
+    thread = threading.Thread(target=forget)
+    thread.start()
+    with database.transaction() as session:
+        assert deliveries.send_again(session, session.get_one(Delivery, delivery_id))
+        asked.set()
+        forgotten.wait(0.3)  # it goes past on PostgreSQL, and waits on SQLite
+    thread.join(30)
+    assert _due(database) == [delivery_id]
