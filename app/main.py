@@ -20,6 +20,7 @@ from app.datasets.endpoints import router as datasets
 from app.examining.examiners import Examiners
 from app.fusions.artifacts import router as artifacts
 from app.fusions.bell import Bell
+from app.fusions.documents import yaml_reader
 from app.fusions.endpoints import RECIPE_SCHEMAS
 from app.fusions.endpoints import router as fusions
 from app.fusions.events import router as events
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Quotas.of(chosen, blobs.incoming.free_bytes),
     )
     app.state.trace_readers = TraceReaders()
+    app.state.yaml_reader = yaml_reader()
     v1 = APIRouter(prefix="/v1")
     for router in (
         uploads,

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     )
     max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
     max_json_depth: PositiveInt = Field(64, validation_alias="COGRAM_MAX_JSON_DEPTH", description="of a recipe")
+    max_yaml_bytes: PositiveInt = Field(
+        64 * 2**10, validation_alias="COGRAM_MAX_YAML_BYTES", description="of a recipe in YAML, which is slow to read"
+    )
     max_head_bytes: PositiveInt = Field(
         32 * 2**10, validation_alias="COGRAM_MAX_HEAD_BYTES", description="of all headers together"
     )

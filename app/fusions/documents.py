@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, NoReturn
 
+import anyio
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from app.errors import summary
+from app.errors import TooLarge, summary
 from app.fusions.errors import NotARecipe, RecipeUnreadable
+from app.settings import Settings
 from cogram_core.errors import Problem, RecipeError
 from cogram_core.recipe import Recipe
 from cogram_core.recipe.reading import read_text
@@ -29,13 +31,27 @@ async def read_document(request: Request) -> Mapping[str, Any]:
     Raises:
         NotARecipe: for another media type.
         RecipeUnreadable: with the place of the syntax error.
+        TooLarge: for YAML that would take long to read.
     """
     media = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media not in _YAML and media != "application/json":
         raise NotARecipe(f"Content-Type {media or 'is missing'}: send application/json or application/yaml.")
     body = await request.body()
-    depth = request.app.state.context.settings.max_json_depth
-    return await run_in_threadpool(_parse, body, media == "application/json", depth)
+    settings: Settings = request.app.state.context.settings
+    if media == "application/json":
+        return await run_in_threadpool(_parse, body, True, settings.max_json_depth)
+    if len(body) > settings.max_yaml_bytes:
+        raise TooLarge(
+            f"A recipe in YAML has at most {settings.max_yaml_bytes} bytes here (COGRAM_MAX_YAML_BYTES); send it as JSON."
+        )
+    # One at a time: to read YAML takes a thousand times as long as JSON, and all threads share one interpreter.
+    async with request.app.state.yaml_reader:
+        return await run_in_threadpool(_parse, body, False, settings.max_json_depth)
+
+
+def yaml_reader() -> anyio.CapacityLimiter:
+    """Who reads YAML in one API process."""
+    return anyio.CapacityLimiter(1)
 
 
 def recipe_schema() -> tuple[dict[str, Any], dict[str, Any]]:

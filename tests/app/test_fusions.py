@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -130,6 +131,17 @@ def test_a_body_that_is_no_recipe_is_refused(sqlite_service: Service) -> None:
                 assert (answer.status_code, answer.json()["ok"]) == (200, False)
             else:
                 assert (answer.status_code, answer.json()["code"]) == (status, code), body[:50]
+
+
+def test_yaml_that_would_take_long_to_read_is_refused_unread(sqlite_service: Service) -> None:
+    long = b"a: [" + b"1," * 40_000 + b"1]"
+    for url in ("/v1/fusions", "/v1/fusions/validate"):
+        answer = sqlite_service.http.post(url, content=long, headers={"Content-Type": "application/yaml"})
+        assert (answer.status_code, answer.json()["code"]) == (413, "request.too_large")
+        assert "send it as JSON" in answer.json()["detail"]
+    as_json = json.dumps({"sources": [], "note": "x" * 80_000})
+    answer = sqlite_service.http.post("/v1/fusions", content=as_json, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
 
 
 def test_a_document_that_is_too_long_is_refused(sqlite_service: Service) -> None:
