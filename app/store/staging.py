@@ -260,6 +260,8 @@ class Appender:
     def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
+        # A child that was forked just now has the lock open, too, until it runs its program: closing would leave it held.
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
         self._file = self._lock = -1
 

@@ -56,6 +56,23 @@ def test_one_at_a_time_appends(staging: Staging) -> None:
     staging.open("upl_1").release()
 
 
+def test_what_was_let_go_is_free_even_while_a_child_is_being_started(staging: Staging) -> None:
+    held = staging.open("upl_1")
+    begun, go_on = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:  # as between fork and exec: everything that was open still is
+        os.write(begun[1], b"x")
+        os.read(go_on[0], 1)
+        os._exit(0)
+    try:
+        os.read(begun[0], 1)
+        held.release()
+        staging.open("upl_1").release()
+    finally:
+        os.write(go_on[1], b"x")
+        os.waitpid(child, 0)
+
+
 def test_an_upload_that_is_not_here_says_so(staging: Staging) -> None:
     with pytest.raises(NotStaged):
         staging.open("upl_2")
