@@ -52,10 +52,11 @@ class ResumableUpload:
                     raise Unreachable(f"{self._http.base_url} doesn't take the upload: {error}") from error
             except ServiceProblem as problem:
                 failures += 1
-                if problem.status in _GONE and self._url:
-                    self._url, reached = None, 0
-                elif problem.status not in _PASSING or failures > _MOST_FAILURES:
+                is_gone = problem.status in _GONE and self._url is not None
+                if failures > _MOST_FAILURES or not (is_gone or problem.status in _PASSING):
                     raise
+                if is_gone:  # it begins anew
+                    self._url, reached = None, 0
             if failures:
                 time.sleep(_PAUSE_SECONDS)
 
