@@ -133,6 +133,12 @@ def ping(session: Session, webhook: Webhook) -> Delivery:
     return delivery
 
 
+def waiting_pings(session: Session, webhook: Webhook) -> int:
+    """How many of them have not ended; the caller has locked the webhook."""
+    chosen = select(func.count()).select_from(Delivery).where(Delivery.webhook_id == webhook.id, Delivery.type == PING)
+    return session.scalars(chosen.where(Delivery.state.in_((DeliveryState.PENDING, DeliveryState.SENDING)))).one()
+
+
 def due(session: Session) -> list[Due]:
     """What is to be published now, longest due first: no more than the queue should hold, and little of each webhook."""
     now = database_now(session)

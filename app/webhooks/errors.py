@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.errors import Conflict, NotFound, Unprocessable
+from app.errors import Conflict, NotFound, TooManyRequests, Unprocessable
 
 
 class WebhookNotFound(NotFound):
@@ -33,6 +33,12 @@ class WebhookDisabled(Conflict):
     """Nothing is sent to it."""
 
     code, title = "webhook.disabled", "Webhook disabled"
+
+
+class TooManyPings(TooManyRequests):
+    """So many that were asked for before have not ended."""
+
+    code, title = "delivery.too_many", "Too many pings at once"
 
 
 class DeliveryUnderWay(Conflict):

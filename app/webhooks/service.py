@@ -22,6 +22,7 @@ from app.webhooks.checking import event_problems, parsed, secret_problems, url_p
 from app.webhooks.errors import (
     DeliveryNotFound,
     DeliveryUnderWay,
+    TooManyPings,
     TooManyWebhooks,
     WebhookDisabled,
     WebhookNotFound,
@@ -29,6 +30,8 @@ from app.webhooks.errors import (
 )
 from app.webhooks.schemas import WebhookChange, WebhookIn
 from cogram_core.errors import Problem
+
+_MOST_PINGS = 20  # of a webhook at once: nothing else bounds what one caller could have waiting for the dispatcher
 
 
 def create(session: Session, owner: Owner, wanted: WebhookIn, settings: Settings) -> Webhook:
@@ -134,8 +137,15 @@ def ping(session: Session, tenant: str, webhook_id: str) -> Delivery:
 
     Raises:
         WebhookDisabled: when nothing is sent to it.
+        TooManyPings: while too many of them wait.
     """
-    return deliveries.ping(session, _enabled(session, tenant, webhook_id))
+    webhook = _enabled(session, tenant, webhook_id)
+    if deliveries.waiting_pings(session, webhook) >= _MOST_PINGS:
+        raise TooManyPings(
+            f"{_MOST_PINGS} pings to it have neither arrived nor been given up; their deliveries tell why. Wait for one.",
+            headers={"Retry-After": "60"},
+        )
+    return deliveries.ping(session, webhook)
 
 
 def _enabled(session: Session, tenant: str, webhook_id: str) -> Webhook:

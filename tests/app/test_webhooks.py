@@ -283,3 +283,12 @@ def test_a_tenant_has_only_so_many(sqlite_service: Service) -> None:
         _created(sqlite_service)
     answer = sqlite_service.http.post("/v1/webhooks", json={"url": "https://example.com/", "events": EVENTS})
     assert (answer.status_code, answer.json()["code"]) == (409, "webhook.too_many")
+
+
+def test_pings_that_never_arrive_dont_pile_up(service: Service) -> None:
+    path = f"/v1/webhooks/{_created(service)['id']}"
+    pings = [service.http.post(f"{path}/test") for _ in range(25)]
+    assert [answer.status_code for answer in pings] == [202] * 20 + [429] * 5
+    assert (pings[-1].json()["code"], pings[-1].headers["Retry-After"]) == ("delivery.too_many", "60")
+    _sent(service.context, pings[0].json()["id"], 200)
+    assert [service.http.post(f"{path}/test").status_code for _ in range(2)] == [202, 429]
