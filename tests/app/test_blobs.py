@@ -106,3 +106,24 @@ def test_a_blob_has_one_row_however_often_it_is_recorded(database: Database) -> 
             record_blob(session, announced)
     with database.reading() as session:
         assert [(blob.digest, blob.size) for blob in session.query(Blob)] == [(stored.digest, 1)]
+
+
+def test_a_folder_that_another_process_made_has_its_name_on_disk_before_a_blob_counts(
+    store: BlobStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = LocalStorage(root).path(sha256(b"hello")).parent
+    folder.mkdir(parents=True)
+    synced = []
+    sync = os.fsync
+
+    def noting_sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    for _ in range(2):
+        writer = store.writer()
+        writer.write(b"hello")
+        writer.publish()
+    folders = [path for path in synced if path.is_dir()]
+    assert folders == [root / "sha256", root, root.parent, folder, folder]

@@ -19,6 +19,7 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folder = root / "sha256"
+        self._synced: set[Path] = set()  # folders, 256 at most, whose names are known to be on disk
 
     def path(self, digest: str) -> Path:
         """Where the blob lies, whether or not it is there."""
@@ -27,10 +28,12 @@ class LocalStorage:
     def place(self, file: Path, blob: StoredBlob, beat: Beat) -> None:  # noqa: ARG002  # a rename takes no time
         """Renames the file, atomically, and syncs the folders that name it."""
         target = self.path(blob.digest)
-        if not target.parent.is_dir():
+        # One that is there may have been made by another process that has not come to sync what names it.
+        if target.parent not in self._synced or not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sync_folder(target.parent.parent)
-            _sync_folder(self.root)
+            for folder in (self._folder, self.root, self.root.parent):
+                _sync_folder(folder)
+            self._synced.add(target.parent)
         file.chmod(0o444)
         file.replace(target)
         _sync_folder(target.parent)
