@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Literal
 
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
@@ -18,7 +17,7 @@ from app.uploads.digests import expected_digests
 from app.uploads.errors import DigestMismatch, NotARawBody, StoringTookTooLong, Truncated, UploadTooLarge
 from app.uploads.full_disk import full_disk_told
 from app.uploads.names import check_name, check_path
-from app.uploads.threads import in_thread
+from app.uploads.threads import in_placing_thread, in_thread
 
 Kind = Literal["checkpoint", "dataset"]
 
@@ -52,16 +51,16 @@ def replaced_bytes(session: Session, owner: Owner, kind: Kind, name: str, path: 
 async def receive(blobs: BlobStore, body: AsyncIterator[bytes], headers: Headers, limit: int) -> AnnouncedBlob:
     """Stores the body as a blob, if it is complete and is what it was announced to be; else nothing remains."""
     with full_disk_told("nothing was stored"):
-        writer = await run_in_threadpool(blobs.writer)
+        writer = await in_thread(blobs.writer)
         try:
             await _write_all(writer, body, limit)
             _check_complete(writer, headers)
-            return await run_in_threadpool(writer.publish)
+            return await in_placing_thread(writer.publish)
         except ClientDisconnect as error:
             raise Truncated(f"The connection ended after {writer.size} bytes; nothing was stored.") from error
         finally:
-            # Not awaited: a cancelled request could not wait, and closing and unlinking one file is quick.
-            writer.discard()
+            # In a thread, as unlinking gigabytes takes its time; it is done even if a cancelled request can't wait for it.
+            await asyncio.shield(in_thread(writer.discard))
 
 
 def note(session: Session, owner: Owner, kind: Kind, name: str, path: str, stored: AnnouncedBlob) -> None:

@@ -11,9 +11,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Two kinds, so that a chunk never waits behind a file whose digest is being read again.
+# Of several kinds, so that a chunk never waits behind a file whose digest is being read again, nor behind one on its way
+# to a far storage; and nothing else in the service behind any of them.
 _SHORT = ThreadPoolExecutor(16, thread_name_prefix="upload")
 _LONG = ThreadPoolExecutor(4, thread_name_prefix="upload-end")
+_PLACING = ThreadPoolExecutor(16, thread_name_prefix="upload-place")
 
 
 def in_thread(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
@@ -24,6 +26,11 @@ def in_thread(function: Callable[..., T], *arguments: object) -> asyncio.Future[
 def in_long_thread(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
     """For what may take minutes."""
     return _begun(_LONG, function, arguments)
+
+
+def in_placing_thread(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+    """For bringing a whole file to the blobs."""
+    return _begun(_PLACING, function, arguments)
 
 
 def _begun(pool: ThreadPoolExecutor, function: Callable[..., T], arguments: tuple[object, ...]) -> asyncio.Future[T]:

@@ -18,7 +18,7 @@ from typing import IO
 import httpx
 import pytest
 
-from app.store.blobs import incoming
+from app.store.blobs import BlobWriter, incoming
 from app.store.models import Blob, UploadedFile
 from tests.app.factories import Service, sha256
 
@@ -109,6 +109,30 @@ def test_a_digest_that_can_not_be_read_is_refused(service: Service) -> None:
         answer = service.http.put(URL, content=b"hello", headers={header: value.encode("latin-1")})
         assert (answer.status_code, answer.json()["code"]) == (422, "upload.digest_header")
     assert _nothing_stored(service)
+
+
+@pytest.mark.parametrize("digest", [{}, {"X-Content-SHA256": "0" * 64}], ids=["stored", "refused"])
+def test_a_file_is_removed_and_brought_in_threads_that_nothing_else_needs(
+    service: Service, monkeypatch: pytest.MonkeyPatch, digest: dict[str, str]
+) -> None:
+    where = set()
+
+    def told(name: str) -> None:
+        step = getattr(BlobWriter, name)
+
+        def tell(writer: BlobWriter, *arguments: object) -> object:
+            where.add((name, threading.current_thread().name.rpartition("_")[0]))
+            return step(writer, *arguments)
+
+        monkeypatch.setattr(BlobWriter, name, tell)
+
+    for name in ("write", "publish", "discard"):
+        told(name)
+    status = service.http.put(URL, content=b"hello", headers=digest).status_code
+    assert status == (422 if digest else 201)
+    expected = {("write", "upload"), ("discard", "upload")}
+    brought = {("publish", "upload-place"), ("discard", "upload-place")}
+    assert where == (expected if digest else expected | brought)
 
 
 def test_a_connection_that_ends_early_stores_nothing(service: Service, raw: socket.socket) -> None:

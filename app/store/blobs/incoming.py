@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,7 @@ class BlobWriter:
         self._path = Path(name)
         self._file: IO[bytes] = os.fdopen(descriptor, "wb", buffering=0)
         self._hash = hashlib.sha256()
+        self._mutex = threading.Lock()  # a request that is cancelled discards while its thread may still be writing
         self.size = 0
 
     @property
@@ -36,11 +38,12 @@ class BlobWriter:
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Appends; blocks on the disk, so it belongs in a thread."""
-        self._hash.update(chunk)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self.size += len(chunk)
+        with self._mutex:
+            self._hash.update(chunk)
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            self.size += len(chunk)
 
     def publish(self) -> AnnouncedBlob:
         """Syncs the bytes to disk, announces the blob and places it."""
@@ -53,8 +56,9 @@ class BlobWriter:
 
     def discard(self) -> None:
         """Removes what was written; harmless after ``publish``."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        with self._mutex:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
 
 
 class Incoming:
