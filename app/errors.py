@@ -43,6 +43,7 @@ from cogram_core.recipe.wording import WORDS
 MEDIA_TYPE = "application/problem+json"
 _UNREGISTERED = {460: "Checksum Mismatch"}  # tus 1.0 has it, the registry of statuses hasn't
 _SOON = {"Retry-After": "2"}
+_MOST_TOLD = 100  # as many as a small document has keys would be an answer of megabytes, written while all others wait
 _OF_ANY_CALL = (401, 403, 414, 421, 422, 429, 431, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
@@ -315,7 +316,12 @@ async def _tell_invalid_input(request: Request, error: Exception) -> JSONRespons
 async def _tell_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     known = _body_keys(request)
-    found = [_from_pydantic(entry, known) for entry in error.errors()]
+    entries = error.errors()
+    found = [_from_pydantic(entry, known) for entry in entries[:_MOST_TOLD]]
+    if len(entries) > _MOST_TOLD:
+        found.append(
+            Problem("request", "too_many", f"{len(entries) - _MOST_TOLD} more things are wrong; correct these")
+        )
     malformed = all(problem.code == "json_invalid" for problem in found)
     kind = BadRequest if malformed else Unprocessable
     return problem_response(

@@ -18,6 +18,7 @@ import yaml
 from cogram_core.errors import Problem, RecipeError
 
 _MAX_DEPTH = 32
+_MAX_KEYS = 10_000
 _TAG = "tag:yaml.org,2002:"
 _WORDS: Mapping[str, Any] = {"": None, "~": None, "null": None, "true": True, "false": False}
 
@@ -167,6 +168,9 @@ def plain(value: Any, location: str = "", depth: int = 0) -> tuple[Any, list[Pro
 
 
 def _plain_mapping(value: Mapping[Any, Any], location: str, depth: int) -> tuple[dict[str, Any], list[Problem]]:
+    if len(value) > _MAX_KEYS:
+        fault = f"has {len(value)} keys, and at most {_MAX_KEYS} are read; nothing here needs more"
+        return {}, [Problem(location, "recipe.too_many_keys", fault)]
     document, problems = {}, _too_deep(location, depth)
     for key, inner in _to(depth, value.items()):
         if not isinstance(key, str) or (fault := _fault(key)):

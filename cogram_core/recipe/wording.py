@@ -78,6 +78,8 @@ class _Wording:
         self._model = model
         self._code = code
         self._patterns = patterns
+        # Asked for once: there may be as many problems as a document has keys.
+        self._tags = {"auto", "sequential", *(tag for each in _models_in(model) for tag in _type_of(each))}
 
     def problems(self, error: ValidationError) -> Iterator[Problem]:
         details = error.errors(include_url=False)
@@ -129,16 +131,15 @@ class _Wording:
         Pydantic puts the names of the types that it tried between the keys; those of layers and networks are passed
         over, any other one means that no type of a choice fitted.
         """
-        tags = {"auto", "sequential", *(tag for model in _models_in(self._model) for tag in _type_of(model))}
         path: list[int | str] = []
         value = self._document
         for place, part in enumerate(loc):
             last = place == len(loc) - 1
-            if isinstance(value, Mapping) and (part in value or (last and part not in tags)):
+            if isinstance(value, Mapping) and (part in value or (last and part not in self._tags)):
                 value = value.get(part)
             elif isinstance(value, list) and isinstance(part, int):
                 value = value[part] if part < len(value) else None
-            elif part in tags:
+            elif part in self._tags:
                 continue
             else:
                 return tuple(path), True

@@ -74,6 +74,13 @@ def test_a_mistyped_or_missing_key_is_told_with_its_remedy(sqlite_service: Servi
     assert problem["errors"][0]["message"] == "a name has more than dots"
 
 
+def test_so_many_mistakes_that_nobody_could_read_them_are_counted(sqlite_service: Service) -> None:
+    answer = sqlite_service.http.post("/v1/webhooks", json={f"key{place}": 1 for place in range(5000)})
+    errors = _check(answer, 422, "request.invalid")["errors"]
+    assert len(errors) == 101
+    assert errors[-1]["message"] == "4902 more things are wrong; correct these"  # url and events are missing
+
+
 def test_what_is_no_http_at_all_is_a_problem_too(sqlite_service: Service) -> None:
     status, problem = sqlite_service.raw("GET", "/with a space")
     assert (status, problem["code"], problem.keys()) == (400, "request.malformed", MEMBERS)

@@ -173,6 +173,13 @@ def test_paths_and_tuples_of_python_callers_are_taken() -> None:
     assert plain({"a": (Path("x"), Path("y/z"))}) == ({"a": ["x", "y/z"]}, [])
 
 
+def test_a_mapping_of_very_many_keys_is_refused_without_a_word_on_each() -> None:
+    with pytest.raises(RecipeError) as refused:
+        Recipe.from_document({f"key{place}": 1 for place in range(10_001)})
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.location) == ("recipe.too_many_keys", "")
+
+
 def test_deep_nesting_is_refused_without_recursing_into_it() -> None:
     value: Any = 1
     for _ in range(100_000):
