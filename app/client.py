@@ -146,6 +146,10 @@ class Client:
                 failures += 1
                 if failures > _MOST_RECONNECTS:
                     raise Unreachable(f"{self._http.base_url} doesn't answer: {error}") from error
+            except ServiceProblem as problem:
+                failures += 1
+                if problem.status not in _PASSING or failures > _MOST_RECONNECTS:
+                    raise
             time.sleep(_RECONNECT_SECONDS)
 
     def trace(self, fusion_id: str, **filters: str) -> Iterator[dict[str, Any]]:

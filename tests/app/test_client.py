@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import app.client as client_module
 from app.client import Client, ClientError, DamagedDownload, ServiceProblem, Unreachable
+from app.settings import Settings
+from tests.app.conftest import running
 from tests.app.factories import Service, chain, examples
 
 
@@ -54,6 +59,27 @@ def test_waiting_ends_in_time(service: Service, client: Client) -> None:
         client.wait(fusion_id, 0.2)
     service.succeed(fusion_id, {})
     assert client.wait(fusion_id, 5)["state"] == "succeeded"
+
+
+def test_following_goes_on_when_the_service_could_not_answer_for_a_while(
+    sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(sqlite_settings.model_copy(update={"max_requests": 1})) as busy:
+        followed, other = busy.fusion(), busy.fusion()
+        busy.succeed(followed, {})
+        with busy.connect(f"/v1/fusions/{other}/events") as only_one:
+            assert only_one.recv(100)
+            pauses = []
+
+            def pause(seconds: float) -> None:
+                pauses.append(seconds)
+                only_one.close()  # so that there is room for the next try, or the one after
+                time.sleep(0.05)
+
+            monkeypatch.setattr(client_module, "time", SimpleNamespace(sleep=pause))
+            with Client(str(busy.http.base_url)) as client:
+                assert [event.type for event in client.follow(followed)][-1] == "succeeded"
+            assert pauses
 
 
 def test_artifacts_are_downloaded_and_checked(service: Service, client: Client, tmp_path: Path) -> None:
