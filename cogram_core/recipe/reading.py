@@ -169,8 +169,8 @@ def plain(value: Any, location: str = "", depth: int = 0) -> tuple[Any, list[Pro
 
 def _plain_mapping(value: Mapping[Any, Any], location: str, depth: int) -> tuple[dict[str, Any], list[Problem]]:
     if len(value) > _MAX_KEYS:
-        fault = f"has {len(value)} keys, and at most {_MAX_KEYS} are read; nothing here needs more"
-        return {}, [Problem(location, "recipe.too_many_keys", fault)]
+        message = f"has {len(value)} keys, and at most {_MAX_KEYS} are read; nothing here needs more"
+        return {}, [Problem(location, "recipe.too_many_keys", message)]
     document, problems = {}, _too_deep(location, depth)
     for key, inner in _to(depth, value.items()):
         if not isinstance(key, str) or (fault := _fault(key)):
