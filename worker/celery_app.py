@@ -47,7 +47,6 @@ app.conf.update(
     worker_pool="worker.pool:FusionPool",  # prefork
     worker_pool_start_method="fork",
     worker_concurrency=1,
-    worker_max_tasks_per_child=1,  # a fresh child a job: what one leaves in memory never meets the next
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,

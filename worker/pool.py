@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from threading import Thread
 from typing import Any
 
@@ -21,6 +23,10 @@ log = structlog.get_logger("worker.pool")
 
 _MOST_SECONDS = 1.0
 _NORMAL = frozenset({EX_OK, EX_RECYCLE})
+# A fork of a process with torch in it, with its copied pages and its end, costs more than a small fusion. A child that
+# has run so many jobs, or has at any time held so much more memory than it began with, makes room for a fresh one.
+_JOBS_A_CHILD = 50
+_GROWTH_KB = 64 * 1024
 
 
 class _Pool(AsynPool):  # type: ignore[misc]  # Celery has no types
@@ -45,12 +51,15 @@ class _Pool(AsynPool):  # type: ignore[misc]  # Celery has no types
 
 
 class FusionPool(TaskPool):  # type: ignore[misc]
-    """One process a job."""
+    """One process runs one job at a time, and small jobs one after the other."""
 
     Pool = _Pool
 
     def on_start(self) -> None:
         """Starts the children, and the watch over them. It has no lock that a fork could find held."""
+        # Set here, as only now the parent has loaded all that its children begin with.
+        self.options["maxtasksperchild"] = 1 if _sees_gpu() else _JOBS_A_CHILD
+        self.options["max_memory_per_child"] = getrusage(RUSAGE_SELF).ru_maxrss + _GROWTH_KB
         super().on_start()
         Thread(target=self._watch, args=(self._pool, Settings().lease_seconds), name="deadlines", daemon=True).start()
 
@@ -59,3 +68,8 @@ class FusionPool(TaskPool):  # type: ignore[misc]
         while True:
             time.sleep(min(1.0, lease_seconds / 4))
             pool.end_overdue(grace=lease_seconds)
+
+
+def _sees_gpu() -> bool:
+    """Memory of a GPU is given back only by the process's end. CUDA itself may not be asked before the fork."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/dev/nvidiactl").exists()

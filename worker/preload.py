@@ -1,4 +1,4 @@
-"""What the parent of a worker does before it forks, so that a job's fresh child starts in milliseconds, not seconds."""
+"""What the parent of a worker does before it forks, so that a fresh child starts in milliseconds, not seconds."""
 
 from __future__ import annotations
 
