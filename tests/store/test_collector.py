@@ -87,6 +87,22 @@ def test_old_blobs_without_a_reference_go_and_young_ones_stay(
     assert not storage.has(loose)
 
 
+def test_a_file_that_can_not_be_removed_keeps_no_other_here(
+    database: Database, blobs: BlobStore, storage: LocalStorage
+) -> None:
+    stuck, loose = _brought(blobs, b"stuck"), _brought(blobs, b"loose")
+    path = storage.path(stuck.digest)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match=r"directory|permitted"):
+        Collector(database, storage, NONE).collect()
+    assert _rows(database) == {stuck.digest}
+    assert not storage.has(loose)
+    path.rmdir()
+    assert Collector(database, storage, NONE).collect() == 1
+    assert _rows(database) == set()
+
+
 def test_every_kind_of_reference_keeps_a_blob(database: Database, blobs: BlobStore, storage: LocalStorage) -> None:
     names = ("loose", "checkpoint", "dataset", "artifact")
     brought = {name: _brought(blobs, name.encode()) for name in names}

@@ -44,12 +44,25 @@ class Collector:
     grace: timedelta
 
     def collect(self, limit: int = _BATCH) -> int:
-        """Takes the oldest blobs without a reference, one a transaction; how many it took."""
+        """Takes the oldest blobs without a reference, one a transaction; how many it took.
+
+        A file that the disk refuses to remove does not keep the others here: what it said is raised in the end. A storage
+        that is out of reach ends the round at once, as every row is held for as long as asking it takes.
+        """
         with self.database.reading() as session:
             cutoff = database_now(session) - self.grace
             chosen = select(Blob.digest).where(Blob.touched_at < cutoff, _unreferenced()).order_by(Blob.touched_at)
             digests = session.scalars(chosen.limit(limit)).all()
-        return sum(self.take(digest) for digest in digests)
+        taken, refused = 0, None
+        for digest in digests:
+            try:
+                taken += self.take(digest)
+            except OSError as error:
+                _log.warning("blob.not_removed", digest=digest, error=str(error))
+                refused = error
+        if refused is not None:
+            raise refused
+        return taken
 
     def take(self, digest: str) -> bool:
         """Removes one blob, row and bytes, if it is still old and nobody refers to it; whether it did.
