@@ -74,7 +74,9 @@ class Job:
     def inputs(self) -> dict[str, Path]:
         """Where each checkpoint and dataset of the recipe lies; laid out when first asked for."""
         self._workspace.create()
-        return self._workspace.lay_out(self._store.database, self._store.blobs, self.recipe.references())
+        self._keeper.alive("while its inputs were fetched")
+        references = self.recipe.references()
+        return self._workspace.lay_out(self._store.database, self._store.blobs, references, self._keeper.alive)
 
     @property
     def earlier(self) -> list[Path]:
@@ -85,9 +87,10 @@ class Job:
         """The core is done: its output becomes blobs, and a result once the job closes with the lease still held."""
         self._keeper.alive("while its result was stored")
         with tracing.span("store the result"):
-            contents = sync_output(self.output)
+            alive = self._keeper.alive
+            contents = sync_output(self.output, alive)
             announced = self._patiently(lambda: self._store.blobs.announce(contents.values()))
-            artifacts = place_output(self.output, dict(zip(contents, announced, strict=True)), self._store.blobs)
+            artifacts = place_output(self.output, dict(zip(contents, announced, strict=True)), self._store.blobs, alive)
         self.ending = partial(jobs.finish_succeeded, verdict=as_json(result.verdict), artifacts=artifacts)
 
     def _patiently(self, step: Callable[[], T]) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -54,9 +54,12 @@ class Workspace:
             if _size(journal) <= _size(self.journal):
                 shutil.rmtree(journal.parent, ignore_errors=True)
 
-    def lay_out(self, database: Database, blobs: BlobStore, references: Iterable[Reference]) -> dict[str, Path]:
+    def lay_out(
+        self, database: Database, blobs: BlobStore, references: Iterable[Reference], sign: Callable[[], None]
+    ) -> dict[str, Path]:
         """Lays every file that the recipe refers to below ``inputs/``, and tells where each reference is.
 
+        Each may come from far away, so before each a ``sign`` of life is given.
         Raises ``InvalidInput`` with every reference that is not in the store: a path of the machine is never opened.
         """
         found: dict[str, Path] = {}
@@ -70,6 +73,7 @@ class Workspace:
                 continue
             folder = self.path / "inputs" / reference.value
             for path, blob in files.items():
+                sign()
                 _lay(folder, path, blob, blobs.storage)
             found[reference.value] = folder / next(iter(files)) if reference.kind == "dataset" else folder
         if problems:

@@ -89,9 +89,9 @@ def _finished(database: Database, blobs: BlobStore, recipe: dict[str, Any], outp
     with database.transaction() as session:
         claim = jobs.claim(session, fusion_id, "me", LEASE, ATTEMPTS)
         assert claim is not None
-    found = sync_output(output)
+    found = sync_output(output, lambda: None)
     announced = dict(zip(found, blobs.announce(found.values()), strict=True))
-    artifacts = place_output(output, announced, blobs)
+    artifacts = place_output(output, announced, blobs, lambda: None)
     with database.transaction() as session:
         assert jobs.finish_succeeded(session, claim, {}, artifacts)
     return fusion_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -77,6 +78,30 @@ def test_a_run_whose_keeper_is_dead_stops_when_its_lease_has_run_out(rig: Rig, m
     assert (fusion.state, fusion.attempt) == (FusionState.RUNNING, 1)  # nothing is written; the reaper brings it back
     with rig.database.transaction() as session:
         assert jobs.requeue_expired(session, 3) == [fusion_id]
+
+
+def test_every_file_that_is_fetched_or_stored_is_a_sign_of_life(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion_id = rig.submit(rig.recipe())
+    signs: list[str | None] = []
+    alive = Keeper.alive
+
+    def counted(keeper: Keeper, doing: str | None = None) -> None:
+        signs.append(doing)
+        alive(keeper, doing)
+
+    monkeypatch.setattr(Keeper, "alive", counted)
+    with Ledger(Store(rig.database, rig.blobs), rig.settings, Holder("me", lambda: False)).lease(fusion_id) as job:
+        assert job is not None
+        inputs = {path for place in job.inputs.values() for path in (place, *place.rglob("*")) if path.is_file()}
+        assert len(inputs) > 1
+        assert signs == ["while its inputs were fetched", *[None] * len(inputs)]
+        signs.clear()
+        for name in ("a", "b", "c"):
+            (job.output / name).parent.mkdir(exist_ok=True)
+            (job.output / name).write_text(name)
+        job.finish(SimpleNamespace(verdict={}))  # type: ignore[arg-type]
+        assert signs == ["while its result was stored", *[None] * 6]  # read and synced, then placed
+    assert rig.row(fusion_id).state == FusionState.SUCCEEDED
 
 
 def test_a_worker_that_was_stopped_as_a_whole_writes_nothing_when_it_goes_on(each_rig: Rig, undisturbed: str) -> None:

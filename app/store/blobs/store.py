@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -46,9 +46,18 @@ class BlobStore:
             announced = {blob.digest: blob for blob in announce(session, wanted)}
         return [announced[blob.digest] for blob in wanted]
 
-    def place(self, file: Path, blob: AnnouncedBlob) -> None:
-        """Makes a synced file the blob that it is; the file is gone from its old place afterwards."""
-        self.storage.place(file, blob, lambda: self._touch(blob))
+    def place(self, file: Path, blob: AnnouncedBlob, sign: Callable[[], None] | None = None) -> None:
+        """Makes a synced file the blob that it is; the file is gone from its old place afterwards.
+
+        While that takes long, a ``sign`` of life is given now and then.
+        """
+
+        def beat() -> None:
+            if sign is not None:
+                sign()
+            self._touch(blob)
+
+        self.storage.place(file, blob, beat)
 
     def _touch(self, blob: AnnouncedBlob) -> None:
         """Keeps a blob young while it is on its way; a database that is away must not end that way."""
