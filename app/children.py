@@ -29,6 +29,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)  # beside the parent's own
     descriptors: tuple[int, ...] = ()  # open files that the child gets
     orphan_signal: signal.Signals = signal.SIGKILL  # what it gets when its parent is gone
+    niceness: int = 0  # how far it stands back where processes wait for a processor; more than 0 is farther
 
 
 class Child:
@@ -57,7 +58,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),  # the parent's own output is one line, and programs read it
             start_new_session=True,
-            preexec_fn=_bind_to_parent(os.getpid(), program.orphan_signal),  # noqa: PLW1509 - the parent has one thread
+            preexec_fn=_begin(os.getpid(), program),  # noqa: PLW1509 - the parent has one thread
         )
         self._started = time.monotonic()
 
@@ -123,15 +124,16 @@ def stop_together(children: list[Child], grace_seconds: float) -> None:
         child.end()
 
 
-def _bind_to_parent(parent: int, orphan_signal: signal.Signals) -> Callable[[], None] | None:
+def _begin(parent: int, program: Program) -> Callable[[], None]:
     """What the child does between fork and exec; only Linux can tie a process to its parent."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
-    def bind() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(orphan_signal))
+    def begin() -> None:
+        os.nice(program.niceness)
+        if prctl is None:
+            return
+        prctl(_PR_SET_PDEATHSIG, int(program.orphan_signal))
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
 
-    return bind
+    return begin

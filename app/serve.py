@@ -29,6 +29,7 @@ _GRACE_SECONDS = 8.0  # for jobs to let go and requests to end
 _BROKER_GRACE_SECONDS = 3.0
 _MOST_DEATHS_AT_START = 3
 _LOOK_SECONDS = 0.1
+_NICENESS = 10  # of fusions: they share the machine with the API, whose callers wait for an answer
 
 
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
@@ -74,7 +75,10 @@ class _Supervisor:
         self._draining = False
         self._fusion_workers = [
             self._worker(
-                f"worker {number + 1}", "fusion.cpu,fusion.cuda", environment | _metrics_port(settings, 2 + number)
+                f"worker {number + 1}",
+                "fusion.cpu,fusion.cuda",
+                environment | _metrics_port(settings, 2 + number),
+                niceness=_NICENESS,
             )
             for number in range(settings.workers)
         ]
@@ -87,8 +91,9 @@ class _Supervisor:
         ]
 
     @staticmethod
-    def _worker(name: str, queues: str, environment: dict[str, str]) -> Child:
-        return Child(Program(name, (sys.executable, "-m", "worker", "--queues", queues), environment))
+    def _worker(name: str, queues: str, environment: dict[str, str], niceness: int = 0) -> Child:
+        command = (sys.executable, "-m", "worker", "--queues", queues)
+        return Child(Program(name, command, environment, niceness=niceness))
 
     def run(self, stop: _Stop, on_ready: Callable[[str], None]) -> None:
         """Starts all, tells when they are ready, keeps them running until ``stop``, ends them."""

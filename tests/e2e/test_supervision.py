@@ -144,6 +144,11 @@ def test_a_service_that_drains_ends_what_runs_answers_meanwhile_and_keeps_what_w
         assert (fusion["state"], fusion["attempt"]) == ("succeeded", 1)
 
 
+def test_fusions_stand_back_where_callers_wait_for_an_answer(served: Served) -> None:
+    worker, io, api = (served.part(*words) for words in (("fusion.cpu,fusion.cuda",), ("io",), ("app.api",)))
+    assert worker.nice() > io.nice() == api.nice()
+
+
 def test_an_interrupt_is_a_normal_end(data_dir: Path) -> None:
     with serving(data_dir) as served:
         family = served.family()
