@@ -44,7 +44,7 @@ MEDIA_TYPE = "application/problem+json"
 _UNREGISTERED = {460: "Checksum Mismatch"}  # tus 1.0 has it, the registry of statuses hasn't
 _SOON = {"Retry-After": "2"}
 _MOST_TOLD = 100  # as many as a small document has keys would be an answer of megabytes, written while all others wait
-_OF_ANY_CALL = (401, 403, 414, 421, 422, 429, 431, 500, 503)
+_OF_ANY_CALL = (401, 403, 408, 414, 421, 422, 429, 431, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
     "string_pattern_mismatch": "must match {pattern}",
@@ -335,6 +335,8 @@ async def _tell_http_error(request: Request, error: Exception) -> JSONResponse:
     phrase = HTTPStatus(error.status_code).phrase
     if error.status_code == TooLarge.status:
         return await _tell_api_error(request, TooLarge(str(error.detail)))
+    if error.status_code == RequestTimeout.status:
+        return await _tell_api_error(request, RequestTimeout(str(error.detail)))
     details = {
         404: f"There is nothing at {request.url.path}. GET /v1/openapi.json lists what there is.",
         405: f"{request.method} is not a method of {request.url.path}.",

@@ -92,7 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_exception_handler(AnsweredBefore, _answer_again)
     app.add_exception_handler(StorageError, tell_storage_error)
-    app.add_middleware(BodyLimit, limit=chosen.max_json_bytes)
+    app.add_middleware(BodyLimit, limit=chosen.max_json_bytes, seconds=chosen.body_idle_seconds)
     app.add_middleware(Authentication, gate=Gate(chosen, database), settings=chosen)
     app.add_middleware(HostCheck, settings=chosen)
     app.add_middleware(RequestLimits, settings=chosen)

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import Connection, event
 
 from app.main import create_app
+from app.settings import Settings
 from app.store.migrate import migrate
 from tests.app.conftest import running, small
 from tests.app.factories import Service
@@ -144,6 +145,19 @@ def test_a_caller_who_hangs_up_is_no_mistake_of_ours(sqlite_service: Service) ->
 
 def _no_page_more(connection: Connection) -> None:
     connection.exec_driver_sql("PRAGMA max_page_count = 1")  # never fewer than there are
+
+
+def test_a_document_that_does_not_come_is_waited_for_so_long(sqlite_settings: Settings) -> None:
+    with running(sqlite_settings.model_copy(update={"body_idle_seconds": 0.5})) as service:
+        for path in ("/v1/webhooks", "/v1/fusions"):
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+            port = service.http.base_url.port
+            assert port is not None
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as caller:
+                caller.sendall(head.encode() + b"{")
+                answer = caller.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+        assert service.http.post("/v1/webhooks", json={}).status_code == 422
 
 
 def test_a_request_id_is_kept_if_it_is_plain_and_made_otherwise(sqlite_service: Service) -> None:
