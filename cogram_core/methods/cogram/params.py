@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from cogram_core.evaluation.prototypes import PrototypeParams
 from cogram_core.methods.contract import Field, MethodParams
@@ -36,6 +36,12 @@ class LevelSweeps(BaseModel):
     layer: _Sweeps = 5
     neuron: _Sweeps = 4
     weight: _Sweeps = 1
+
+
+def _as_set(value: object) -> object:
+    """A list of different names, as documents have it; behind the preset's validator, strict JSON takes none for a set."""
+    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return frozenset(value) if names and len(set(value)) == len(value) else value  # type: ignore[arg-type, call-overload]
 
 
 class Params(MethodParams):
@@ -108,7 +114,7 @@ class Params(MethodParams):
         le=100,
         description="κ: how much of a source's overall advantage is taken out of every local decision; 1: all of it",
     )
-    extra_candidates: frozenset[Extra] = Field(
+    extra_candidates: Annotated[frozenset[Extra], BeforeValidator(_as_set)] = Field(
         frozenset(),
         description="what joins the mix: current, the unit as it stands; average, the sources' plain mean",
     )
