@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 # Small networks on shared cores: two OpenMP threads under load were measured 25 times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-SIDE_BY_SIDE := tests/core tests/bench tests/store tests/app
-
 .PHONY: setup demo serve check test test-gpu fuzz soak bench bench-gpu bench-paper catalogue clean
 
 setup: $(VENV)/.ready
@@ -29,10 +27,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two at a time where a test has the processor to itself; one by one where it starts, stops and kills processes.
+# Two at a time: some have the processor to themselves, others mostly wait for processes that they start and kill.
 test: check
-	$(BIN)/pytest -q -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	$(BIN)/pytest -q $(addprefix --ignore=,$(SIDE_BY_SIDE)) tests
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu tests/gpu

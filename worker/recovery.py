@@ -26,10 +26,9 @@ def on_child_exit(child: int, code: int | None) -> None:
     _give_back(name_of(child), f"its process died: {_in_words(code)}")
 
 
-def on_shutting_down(how: str = "", **_signal: Any) -> None:
-    """The worker was asked to stop at once: so is the fusion it runs, which gives its job back."""
-    if how == "Cold":
-        STOPPING.set()
+def on_shutting_down(**_signal: Any) -> None:
+    """The worker was asked to stop, by SIGTERM or SIGINT: so is the fusion it runs, which gives its job back."""
+    STOPPING.set()
 
 
 def on_shutdown(**_signal: Any) -> None:

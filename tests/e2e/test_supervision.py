@@ -187,7 +187,7 @@ def test_addresses_that_others_could_reach_or_that_are_taken_are_refused_with_a_
         code, told = _refused("--data-dir", str(data_dir), "--host", host)
         assert code == 2
         assert f"refusing to listen on {host}" in told
-        assert "reverse proxy" in told
+        assert "COGRAM_REQUIRE_KEYS=true" in told
     with listen("127.0.0.1", 0) as taken:
         code, told = _refused("--data-dir", str(data_dir), "--port", str(taken.getsockname()[1]))
     assert code == 2
