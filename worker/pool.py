@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from billiard.pool import EX_OK, EX_RECYCLE
 from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.asynpool import Worker as Child
 from celery.concurrency.prefork import TaskPool
 
 from app.settings import Settings
@@ -29,7 +30,16 @@ _JOBS_A_CHILD = 50
 _GROWTH_KB = 64 * 1024
 
 
-class _Pool(AsynPool):  # type: ignore[misc]  # Celery has no types
+class _Child(Child):  # type: ignore[misc]  # Celery has no types
+    def on_loop_start(self, pid: int) -> None:
+        # Only a child knows with how much it begins: what its parent is told of itself counts its own parent's as well.
+        self.max_memory_per_child = getrusage(RUSAGE_SELF).ru_maxrss + _GROWTH_KB
+        super().on_loop_start(pid)
+
+
+class _Pool(AsynPool):  # type: ignore[misc]
+    Worker = _Child
+
     def _event_process_exit(self, hub: Any, process: Any) -> None:
         # A child that ends closes its pipe, which wakes us, a moment before it has an exit code. Celery looks for the
         # code once, and if it is too early forks the next child up to five seconds later: with one child a worker and
@@ -57,9 +67,7 @@ class FusionPool(TaskPool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Starts the children, and the watch over them. It has no lock that a fork could find held."""
-        # Set here, as only now the parent has loaded all that its children begin with.
         self.options["maxtasksperchild"] = 1 if _sees_gpu() else _JOBS_A_CHILD
-        self.options["max_memory_per_child"] = getrusage(RUSAGE_SELF).ru_maxrss + _GROWTH_KB
         super().on_start()
         Thread(target=self._watch, args=(self._pool, Settings().lease_seconds), name="deadlines", daemon=True).start()
 
