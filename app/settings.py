@@ -31,7 +31,7 @@ class Settings(BaseSettings):
         description="a fusion that gives no sign of life for so long is taken from its process",
     )
     workers: PositiveInt = Field(
-        1, validation_alias="COGRAM_WORKERS", description="processes of cogram serve that run fusions on the CPU"
+        1, validation_alias="COGRAM_WORKERS", description="processes of cogram serve that run fusions"
     )
     max_attempts: PositiveInt = Field(3, validation_alias="COGRAM_MAX_ATTEMPTS")
     republish_seconds: PositiveFloat = Field(120.0, validation_alias="COGRAM_REPUBLISH_SECONDS")

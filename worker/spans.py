@@ -45,7 +45,7 @@ class AttemptSpans:
 
 @contextmanager
 def attempt_spans(claim: Claim) -> Iterator[AttemptSpans]:
-    """Around everything that one attempt does; at the end, what was gathered is sent, as the process ends next."""
+    """Around everything that one attempt does; at the end, what was gathered is sent, as the process may end next."""
     tracing.start_tracing("worker")
     who: tracing.Attributes = {
         "cogram.fusion_id": claim.fusion_id,
