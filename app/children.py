@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
+_AUTOGROUP = Path("/proc/self/autogroup")
 _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0  # seconds before a child that died is started again
 _HEALTHY_AFTER = 30.0  # seconds; one that lived longer starts again at the first pause
@@ -129,7 +131,7 @@ def _begin(parent: int, program: Program) -> Callable[[], None]:
     prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
     def begin() -> None:
-        os.nice(program.niceness)
+        _stand_back(program.niceness)
         if prctl is None:
             return
         prctl(_PR_SET_PDEATHSIG, int(program.orphan_signal))
@@ -137,3 +139,11 @@ def _begin(parent: int, program: Program) -> Callable[[], None]:
             os._exit(1)
 
     return begin
+
+
+def _stand_back(niceness: int) -> None:
+    """Raises this process's niceness, and that of its session where Linux shares the processors among sessions first."""
+    os.nice(niceness)
+    if niceness:
+        with contextlib.suppress(OSError):  # no such file: niceness alone decides
+            _AUTOGROUP.write_text(str(niceness))

@@ -74,12 +74,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.yaml_reader = yaml_reader()
     v1 = APIRouter(prefix="/v1")
     for router in (
+        fusions,  # first, as they are what is asked for most, and routes are tried in turn
+        events,
         uploads,
         tus,
         checkpoints,
         datasets,
-        fusions,
-        events,
         traces,
         artifacts,
         webhooks,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from app.settings import Settings
 from app.store.blobs import Collector, open_storage
@@ -82,7 +82,7 @@ def check_all(plan: Plan, files: Files, stack: Stack, tally: Tally, expected: Ex
     database = Database(stack.database_url)
     try:
         with database.reading() as session:
-            fusions = list(session.scalars(select(Fusion).order_by(Fusion.id)))
+            fusions = list(session.scalars(select(Fusion).options(selectinload(Fusion.artifacts)).order_by(Fusion.id)))
             events: dict[str, list[Event]] = defaultdict(list)
             for event in session.scalars(select(Event).order_by(Event.id)):
                 events[event.fusion_id].append(event)

@@ -147,6 +147,10 @@ def test_a_service_that_drains_ends_what_runs_answers_meanwhile_and_keeps_what_w
 def test_fusions_stand_back_where_callers_wait_for_an_answer(served: Served) -> None:
     worker, io, api = (served.part(*words) for words in (("fusion.cpu,fusion.cuda",), ("io",), ("app.api",)))
     assert worker.nice() > io.nice() == api.nice()
+    groups = [Path(f"/proc/{part.pid}/autogroup") for part in (worker, io, api)]
+    if groups[0].exists():  # a kernel that shares the processors among sessions first, and within one by niceness
+        of_worker, of_io, of_api = (int(group.read_text().split()[-1]) for group in groups)
+        assert of_worker > of_io == of_api
 
 
 def test_an_interrupt_is_a_normal_end(data_dir: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy.orm import selectinload
+
 from app.store import jobs
 from app.store.database import Database
 from app.store.ids import FusionId
@@ -54,6 +56,6 @@ def in_state(database: Database, state: FusionState) -> jobs.Claim:
 
 def row(database: Database, fusion_id: str) -> Fusion:
     with database.reading() as session:
-        fusion = session.get(Fusion, fusion_id)
+        fusion = session.get(Fusion, fusion_id, options=[selectinload(Fusion.artifacts)])
         assert fusion is not None
         return fusion

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 from safetensors.torch import save_file
+from sqlalchemy.orm import selectinload
 
 from app.settings import Settings
 from app.store import jobs
@@ -67,7 +68,7 @@ class Rig:
 
     def row(self, fusion_id: str) -> Fusion:
         with self.database.reading() as session:
-            fusion = session.get(Fusion, fusion_id)
+            fusion = session.get(Fusion, fusion_id, options=[selectinload(Fusion.artifacts)])
             assert fusion is not None
             return fusion
 

@@ -39,7 +39,7 @@ class Fusion(Owned, Base):
     started_at: Mapped[datetime | None]  # of the first attempt
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
-    artifacts: Mapped[list[Artifact]] = relationship(lazy="selectin", order_by="Artifact.path")
+    artifacts: Mapped[list[Artifact]] = relationship(order_by="Artifact.path")  # asked for only where they are shown
 
 
 class FusionInput(Base):
