@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.store.syncing import sync_folder
+
 if TYPE_CHECKING:
     from hashlib import _Hash
 
@@ -67,7 +69,7 @@ class Staging:
         except BaseException:
             self.discard(upload_id)
             raise
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def kept(self, upload_id: str) -> Mark:
         """How the upload stands, without a lock; raises NotStaged without one."""
@@ -278,11 +280,3 @@ def _read(content: bytes) -> Mark | None:
         return None
     kept, _, digest = first.partition(" ")
     return Mark(int(kept), None if digest.startswith("-") else digest)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

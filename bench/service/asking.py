@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import subprocess
 import tempfile
 import time
@@ -24,7 +25,7 @@ from app.client import Client
 from bench.service.processes import api_process, watched_memory
 from bench.service.serving import serving
 
-CLIENTS, SECONDS, PAUSE = 50, 20.0, 1.0  # the service itself asks them to wait twice as long
+CLIENTS, SECONDS, PAUSE, ROUNDS = 50, 20.0, 1.0, 3  # the service itself asks them to wait twice as long
 FOLLOWERS = 300
 MOST_P99, MOST_RESIDENT = 0.05, 300e6
 UPLOAD_BYTES = int(os.environ.get("COGRAM_BENCH_BYTES", str(2 * 2**30)))
@@ -32,12 +33,14 @@ UPLOAD_BYTES = int(os.environ.get("COGRAM_BENCH_BYTES", str(2 * 2**30)))
 
 def latency() -> bool:
     """Prints how long GET /v1/fusions/{id} takes; whether it is within its bound."""
+    rows: list[tuple[float, str, list[list[float]]]] = []
     with _fusing() as (address, client, fusion_id, folder):
-        rows = []
-        for pause in (PAUSE, 0.0):
-            quiet = asyncio.run(_crowd(address, fusion_id, pause))
-            with _uploading(address, folder):
-                busy = asyncio.run(_crowd(address, fusion_id, pause))
+        for pause, rounds in ((PAUSE, ROUNDS), (0.0, 1)):
+            quiet, busy = [], []
+            for _ in range(rounds):
+                quiet.append(asyncio.run(_crowd(address, fusion_id, pause)))
+                with _uploading(address, folder):
+                    busy.append(asyncio.run(_crowd(address, fusion_id, pause)))
             rows += [(pause, "fusion", quiet), (pause, "fusion and upload", busy)]
         assert client.fusion(fusion_id)["state"] == "running", "the fusion ended before the measuring did"
     print(f"## GET /v1/fusions/{{id}} by {CLIENTS} clients at once, each on a connection that stays open\n")
@@ -46,9 +49,9 @@ def latency() -> bool:
     )
     for pause, meanwhile, waits in rows:
         often = f"after {pause:g} s" if pause else "at once"
-        p50, p99 = _percentile(waits, 0.5), _percentile(waits, 0.99)
-        print(f"| {often} | {meanwhile} | {len(waits) / SECONDS:.0f} | {p50 * 1e3:.0f} ms | {p99 * 1e3:.0f} ms |")
-    worst = _percentile(rows[1][2], 0.99)
+        rate = sum(map(len, waits)) / len(waits) / SECONDS
+        print(f"| {often} | {meanwhile} | {rate:.0f} | {_rounds(waits, 0.5)} | {_rounds(waits, 0.99)} |")
+    worst = statistics.median(_percentile(one, 0.99) for one in rows[1][2])
     print(f"\nBound: {MOST_P99 * 1e3:.0f} ms for the 99th percentile of clients that wait, with fusion and upload.\n")
     return worst <= MOST_P99
 
@@ -178,6 +181,13 @@ async def _follower(address: str, fusion_id: str, begun: asyncio.Event) -> str:
 async def _open(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     where = urlsplit(address)
     return await asyncio.open_connection(where.hostname, where.port)
+
+
+def _rounds(waits: list[list[float]], share: float) -> str:
+    """The median of the rounds, and each of them where there are several."""
+    of_each = [_percentile(one, share) * 1e3 for one in waits]
+    several = f" ({', '.join(f'{one:.0f}' for one in of_each)})" if len(of_each) > 1 else ""
+    return f"{statistics.median(of_each):.0f} ms{several}"
 
 
 def _percentile(waits: list[float], share: float) -> float:

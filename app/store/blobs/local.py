@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.store.blobs.content import CHUNK, FoundBlob, StoredBlob
 from app.store.blobs.storage import Beat
+from app.store.syncing import sync_folder
 
 
 class LocalStorage:
@@ -32,11 +33,11 @@ class LocalStorage:
         if target.parent not in self._synced or not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self._folder, self.root, self.root.parent):
-                _sync_folder(folder)
+                sync_folder(folder)
             self._synced.add(target.parent)
         file.chmod(0o444)
         file.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def remove(self, digest: str) -> None:
         """Removes the file. Who has it open, or laid out under another name of the disk, goes on reading."""
@@ -94,11 +95,3 @@ class LocalStorage:
 
     def check(self) -> None:
         """Nothing beyond the folder for incoming files, which lies on the same disk."""
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
