@@ -108,11 +108,12 @@ def cancel(session: Session, tenant: str, fusion_id: str) -> Fusion:
     Raises:
         AlreadyFinal: when it has succeeded or failed.
     """
-    get(session, tenant, fusion_id)
+    # Held from the first look on: one that is removed between two looks would still be in the session.
+    fusion = _existing(repository.get_locked(session, tenant, fusion_id), fusion_id)
     state = jobs.request_cancel(session, fusion_id)
     if state in {FusionState.SUCCEEDED, FusionState.FAILED}:
         raise AlreadyFinal(f"The fusion has {state.value}; there is nothing to cancel.")
-    return get(session, tenant, fusion_id)
+    return fusion
 
 
 def delete(session: Session, tenant: str, fusion_id: str) -> None:

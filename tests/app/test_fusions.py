@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 import yaml
 from sqlalchemy import func, select
 
+from app.fusions import service as fusions
+from app.fusions.errors import FusionNotFound
 from app.store import jobs
 from app.store.models import Event, Fusion, FusionInput, OutboxMessage
+from app.store.ownership import LOCAL
 from tests.app.factories import Service, chain, examples, recipe, trace_file, trace_rows
 
 
@@ -240,6 +244,34 @@ def test_a_fusion_that_has_succeeded_can_not_be_cancelled(service: Service) -> N
     service.succeed(fusion_id, {})
     answer = service.http.post(f"/v1/fusions/{fusion_id}/cancel")
     assert (answer.status_code, answer.json()["code"]) == (409, "fusion.already_final")
+
+
+def test_a_cancel_that_waits_for_a_deletion_finds_nothing(service: Service) -> None:
+    cancelled, failed = service.fusion(), service.fusion()
+    assert service.http.post(f"/v1/fusions/{cancelled}/cancel").status_code == 202
+    claim = service.claim(failed)
+    with service.context.database.transaction() as session:
+        assert jobs.finish_failed(session, claim, {"code": "test", "detail": "", "errors": []})
+    for fusion_id in (cancelled, failed):
+        with ThreadPoolExecutor(1) as threads:
+            with service.context.database.transaction() as session:
+                fusions.delete(session, LOCAL.tenant, fusion_id)
+                cancel = threads.submit(service.http.post, f"/v1/fusions/{fusion_id}/cancel")
+                assert not wait([cancel], 0.5).done  # it has read the row, or waits to begin
+            answer = cancel.result()
+        assert (answer.status_code, answer.json()["code"]) == (404, "fusion.not_found")
+
+
+def test_a_fusion_that_was_removed_after_it_was_seen_is_not_cancelled(postgresql_service_server: Service) -> None:
+    service = postgresql_service_server
+    fusion_id = service.fusion()
+    assert service.http.post(f"/v1/fusions/{fusion_id}/cancel").status_code == 202
+    with service.context.database.transaction() as session:
+        seen = fusions.get(session, LOCAL.tenant, fusion_id)
+        assert service.http.delete(f"/v1/fusions/{fusion_id}").status_code == 204
+        with pytest.raises(FusionNotFound):
+            fusions.cancel(session, LOCAL.tenant, fusion_id)
+    assert seen.id == fusion_id  # what was read stays in the session for as long as somebody has it
 
 
 def test_only_a_fusion_that_has_ended_can_be_deleted(service: Service) -> None:
