@@ -34,8 +34,8 @@ from app.quotas import Quotas
 from app.request_limits import RequestLimits
 from app.request_scope import RequestScope
 from app.settings import Settings
-from app.storage_away import tell_storage_error
-from app.store.blobs import StorageError, open_blobs
+from app.storage_away import tell_blob_gone, tell_storage_error
+from app.store.blobs import BlobGone, StorageError, open_blobs
 from app.store.database import Database
 from app.store.staging import Staging
 from app.traced_requests import TracedRequests
@@ -92,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_exception_handler(AnsweredBefore, _answer_again)
     app.add_exception_handler(StorageError, tell_storage_error)
+    app.add_exception_handler(BlobGone, tell_blob_gone)
     app.add_middleware(BodyLimit, limit=chosen.max_json_bytes, seconds=chosen.body_idle_seconds)
     app.add_middleware(Authentication, gate=Gate(chosen, database), settings=chosen)
     app.add_middleware(HostCheck, settings=chosen)

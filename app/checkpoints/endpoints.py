@@ -54,7 +54,7 @@ def get_checkpoint(checkpoint_id: str, caller: Reader, ctx: Ctx) -> CheckpointOu
     return _out(_get(ctx, caller.tenant, checkpoint_id))
 
 
-@router.get("/{checkpoint_id}/tensors", responses=declared(404, 503))
+@router.get("/{checkpoint_id}/tensors", responses=declared(404, 410, 503))
 async def list_tensors(
     checkpoint_id: str, request: Request, caller: Reader, ctx: Ctx, limit: Limit = 1000, page_token: PageToken = None
 ) -> TensorPage:

@@ -15,7 +15,8 @@ from app.checkpoints import repository
 from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesChanged, FilesMissing, PathsConflict
 from app.checkpoints.schemas import CheckpointIn
 from app.examining.examiners import CheckpointFacts, Examiners, TensorFacts
-from app.store.blobs import BlobStore, StoredBlob
+from app.storage_away import log_gone
+from app.store.blobs import BlobGone, BlobStore, StoredBlob
 from app.store.ids import new_checkpoint_id
 from app.store.models import Checkpoint, CheckpointFile, UploadedFile
 from app.store.ownership import Owner
@@ -78,9 +79,19 @@ def _check_folders(paths: Sequence[str]) -> None:
 
 
 async def examine(candidate: Candidate, blobs: BlobStore, examiners: Examiners, request: Request) -> CheckpointFacts:
-    """Has the headers read; raises the core's CheckpointError with all that is wrong."""
-    async with contextmanager_in_threadpool(blobs.storage.headers(contents(candidate.files))) as paths:
-        return await examiners.checkpoint(paths, request)
+    """Has the headers read.
+
+    Raises:
+        CheckpointError: the core's, with all that is wrong.
+        FilesMissing: when a file's bytes are no longer in the storage.
+    """
+    try:
+        async with contextmanager_in_threadpool(blobs.storage.headers(contents(candidate.files))) as paths:
+            return await examiners.checkpoint(paths, request)
+    except BlobGone as error:
+        log_gone(error)
+        lost = ", ".join(repr(file.path) for file in candidate.files if file.digest == error.blob.digest)
+        raise FilesMissing.single("files", f"the stored bytes of {lost} are gone; upload them again") from error
 
 
 def create(session: Session, owner: Owner, candidate: Candidate, facts: CheckpointFacts) -> Checkpoint:

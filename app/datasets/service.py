@@ -14,7 +14,8 @@ from app.datasets.errors import DatasetInUse, DatasetNotFound, FileChanged, File
 from app.datasets.schemas import DatasetIn
 from app.errors import summary
 from app.examining.examiners import Examiners
-from app.store.blobs import BlobStore, StoredBlob
+from app.storage_away import log_gone
+from app.store.blobs import BlobGone, BlobStore, StoredBlob
 from app.store.ids import new_dataset_id
 from app.store.models import Dataset, UploadedFile
 from app.store.ownership import Owner
@@ -45,9 +46,18 @@ def gather(session: Session, owner: Owner, wanted: DatasetIn) -> UploadedFile:
 
 
 async def examine(file: UploadedFile, blobs: BlobStore, examiners: Examiners, request: Request) -> DatasetFacts:
-    """Has the dataset looked through; raises the core's error with all that is wrong, under the file's own path."""
-    async with contextmanager_in_threadpool(blobs.storage.whole(StoredBlob(file.digest, file.size))) as path:
-        return await _facts(path, file, examiners, request)
+    """Has the dataset looked through.
+
+    Raises:
+        DatasetError: the core's, with all that is wrong, under the file's own path.
+        FileMissing: when its bytes are no longer in the storage.
+    """
+    try:
+        async with contextmanager_in_threadpool(blobs.storage.whole(StoredBlob(file.digest, file.size))) as path:
+            return await _facts(path, file, examiners, request)
+    except BlobGone as error:
+        log_gone(error)
+        raise FileMissing.single("files", f"the stored bytes of {file.path!r} are gone; upload it again") from error
 
 
 async def _facts(path: Path, file: UploadedFile, examiners: Examiners, request: Request) -> DatasetFacts:

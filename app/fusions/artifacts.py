@@ -15,14 +15,14 @@ from app.errors import declared
 from app.fusions import contract, service
 from app.fusions.downloads import MEDIA_TYPES, blob_response
 from app.fusions.schemas import ArtifactList, ArtifactOut
-from app.store.blobs import StoredBlob
+from app.store.blobs import BlobGone, StoredBlob
 
 router = APIRouter(prefix="/fusions", tags=["artifacts"])
 _ELSEWHERE: dict[int | str, dict[str, Any]] = {
     307: {"description": "The same file, from the storage itself (COGRAM_PRESIGNED_SECONDS)"}
 }
 _FILE: dict[str, Any] = {
-    "responses": contract.downloads(MEDIA_TYPES) | _ELSEWHERE | declared(404, 409, 416),
+    "responses": contract.downloads(MEDIA_TYPES) | _ELSEWHERE | declared(404, 409, 410, 416),
     "openapi_extra": contract.DOWNLOAD,
     "response_class": Response,
 }
@@ -54,7 +54,10 @@ def look_at_artifact(fusion_id: str, path: str, request: Request, caller: Reader
     """What GET would answer, without the bytes."""
     with ctx.database.reading() as session:
         file = service.artifact(session, caller.tenant, fusion_id, path)
-    return blob_response(request, ctx.blobs.storage, file.path, StoredBlob(file.digest, file.size))
+    blob = StoredBlob(file.digest, file.size)
+    if not ctx.blobs.storage.has(blob):
+        raise BlobGone(blob)
+    return blob_response(request, ctx.blobs.storage, file.path, blob)
 
 
 def _elsewhere(blob: StoredBlob, ctx: Context) -> Response | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +15,8 @@ from app.checkpoints import repository as checkpoints
 from app.checkpoints.service import contents
 from app.datasets import repository as datasets
 from app.examining.examiners import Examiners, Files
-from app.store.blobs import BlobStore
+from app.storage_away import log_gone
+from app.store.blobs import BlobGone, BlobStore
 from app.store.models import Checkpoint, Dataset
 from cogram_core.errors import Problem, RecipeError
 from cogram_core.preflight import DatasetFacts, Estimates
@@ -61,19 +62,25 @@ async def compare(checked: Checked, blobs: BlobStore, examiners: Examiners, requ
         return checked
     facts = {key: _facts(row) for key, row in checked.datasets.items()}
     document = checked.recipe.to_document()
-    async with contextmanager_in_threadpool(_headers(checked, blobs)) as paths:
+    async with contextmanager_in_threadpool(_headers(checked, blobs)) as (paths, gone):
+        if gone:
+            return replace(checked, problems=_gone(checked.recipe, gone))
         problems, estimates = await examiners.recipe(document, paths, facts, request)
     return replace(checked, problems=problems, estimates=estimates)
 
 
 @contextmanager
-def _headers(checked: Checked, blobs: BlobStore) -> Iterator[dict[str, Files]]:
-    """For each checkpoint, where its files can be read."""
+def _headers(checked: Checked, blobs: BlobStore) -> Iterator[tuple[dict[str, Files], set[str]]]:
+    """For each checkpoint, where its files can be read; and those that the storage has lost."""
     with ExitStack() as stack:
-        yield {
-            key: stack.enter_context(blobs.storage.headers(contents(row.files)))
-            for key, row in checked.checkpoints.items()
-        }
+        found, gone = {}, set()
+        for key, row in checked.checkpoints.items():
+            try:
+                found[key] = stack.enter_context(blobs.storage.headers(contents(row.files)))
+            except BlobGone as error:
+                log_gone(error)
+                gone.add(key)
+        yield found, gone
 
 
 def _find(session: Session, tenant: str, reference: Reference) -> Checkpoint | Dataset | None:
@@ -93,6 +100,15 @@ def _unknown(reference: Reference) -> Problem:
         f"POST /v1/{kind}s makes one of uploaded files, GET /v1/{kind}s lists them"
     )
     return Problem(reference.location, f"{kind}.not_found", message)
+
+
+def _gone(recipe: Recipe, keys: Set[str]) -> tuple[Problem, ...]:
+    message = "the stored bytes of {} are gone; upload them again, and use the checkpoint that you make of them"
+    return tuple(
+        Problem(reference.location, "input.missing", message.format(reference.value))
+        for reference in recipe.references()
+        if reference.value in keys
+    )
 
 
 def _facts(row: Dataset) -> DatasetFacts:

@@ -34,7 +34,7 @@ Readers = Annotated[TraceReaders, Depends(_readers)]
 router = APIRouter(prefix="/fusions", tags=["trace"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
-_ANSWERS: dict[int | str, dict[str, Any]] = contract.downloads((NDJSON, PARQUET)) | declared(404, 409, 416, 503)
+_ANSWERS: dict[int | str, dict[str, Any]] = contract.downloads((NDJSON, PARQUET)) | declared(404, 409, 410, 416, 503)
 
 
 @router.get("/{fusion_id}/trace", responses=_ANSWERS, openapi_extra=contract.DOWNLOAD, response_class=Response)
@@ -69,7 +69,7 @@ async def get_trace(
     return _answer(request, readers, reading, PARQUET)
 
 
-@router.get("/{fusion_id}/trace/summary", responses=declared(404, 409, 503))
+@router.get("/{fusion_id}/trace/summary", responses=declared(404, 409, 410, 503))
 async def get_trace_summary(
     fusion_id: str, request: Request, caller: Reader, ctx: Ctx, readers: Readers
 ) -> TraceSummary:

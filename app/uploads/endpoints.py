@@ -14,7 +14,7 @@ from app.auth import Uploader
 from app.context import Context, Ctx
 from app.errors import declared
 from app.quotas.service import Room
-from app.store.blobs import AnnouncedBlob
+from app.store.blobs import AnnouncedBlob, StoredBlob
 from app.store.ownership import Owner
 from app.uploads import held, service
 from app.uploads.digests import repr_digest
@@ -57,6 +57,8 @@ def look_for_blob(digest: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], calle
     """Whether you have these bytes already, in any file, checkpoint, dataset or artifact; then skip their upload."""
     with ctx.database.reading() as session:
         size = held.size(session, caller.tenant, digest)
+    if not ctx.blobs.storage.has(StoredBlob(digest, size)):  # bytes that come again are stored again
+        raise held.not_held(digest)
     return Response(headers={"Content-Length": str(size), "Cache-Control": "no-store"})
 
 

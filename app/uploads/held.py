@@ -20,8 +20,13 @@ def size(session: Session, tenant: str, digest: str) -> int:
     """How many bytes the tenant's blob has; raises BlobNotHeld without one."""
     found = repository.sizes_of_held(session, tenant, [digest])
     if digest not in found:
-        raise BlobNotHeld(f"You have no bytes with sha256 {digest} here; upload them.")
+        raise not_held(digest)
     return found[digest]
+
+
+def not_held(digest: str) -> BlobNotHeld:
+    """The error for bytes that have to come first."""
+    return BlobNotHeld(f"You have no bytes with sha256 {digest} here; upload them.")
 
 
 def bring(session: Session, owner: Owner, kind: Kind, name: str, wanted: Mapping[str, str]) -> list[Problem]:

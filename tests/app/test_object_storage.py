@@ -41,7 +41,7 @@ def mortal(object_server: services.ObjectStorage, monkeypatch: pytest.MonkeyPatc
         yield server
 
 
-def _forget_copies(service: Service) -> None:
+def forget_copies(service: Service) -> None:
     """What other machines have to begin with."""
     shutil.rmtree(service.context.settings.blob_cache_dir, ignore_errors=True)
 
@@ -53,14 +53,14 @@ def _copied(service: Service, kind: str) -> set[str]:
 def test_a_recipe_is_checked_on_another_machine_by_headers_alone(far: Service) -> None:
     document = far.recipe()
     checkpoint = far.checkpoint("a")
-    _forget_copies(far)
+    forget_copies(far)
     assert far.http.get(f"/v1/checkpoints/{checkpoint['id']}/tensors").json()["items"][0]["name"] == "fc1.bias"
     answer = far.http.post("/v1/fusions/validate", json=document)
     assert answer.json()["ok"], answer.text
     assert _copied(far, "headers") == {checkpoint["files"][0]["sha256"]}
     assert _copied(far, "whole") == set()
     far.upload("datasets", "more", "data.safetensors", examples(8))
-    _forget_copies(far)
+    forget_copies(far)
     assert far.http.post("/v1/datasets", json={"name": "more"}).json()["examples"] == 8
     assert _copied(far, "whole") == {sha256(examples(8))}
     assert not far.incoming()
@@ -73,7 +73,7 @@ def test_downloads_are_the_same_as_from_the_local_disk(far: Service, sqlite_serv
         fusion_id = service.fusion()
         service.succeed(fusion_id, files)
         urls.append(f"/v1/fusions/{fusion_id}/artifacts")
-    _forget_copies(far)
+    forget_copies(far)
     tag, other = f'"{sha256(CONTENT)}"', '"other"'
     asked: list[dict[str, str]] = [
         {},
@@ -146,7 +146,7 @@ def test_a_storage_that_is_away_is_told_and_nothing_is_lost(
         service.succeed(fusion_id, {"model.safetensors": CONTENT})
         url = f"/v1/fusions/{fusion_id}/artifacts/model.safetensors"
         assert http.get("/v1/healthz/ready").status_code == 200
-        _forget_copies(service)
+        forget_copies(service)
 
         mortal.kill()
         assert [problem["location"] for problem in http.get("/v1/healthz/ready").json()["errors"]] == ["blobs"]

@@ -6,7 +6,7 @@ Knows nothing of what is inside a blob, nor of HTTP.
 """
 
 from app.store.blobs.collector import Collector
-from app.store.blobs.content import CHUNK, AnnouncedBlob, BlobDamaged, FoundBlob, StorageError, StoredBlob
+from app.store.blobs.content import CHUNK, AnnouncedBlob, BlobDamaged, BlobGone, FoundBlob, StorageError, StoredBlob
 from app.store.blobs.incoming import BlobWriter, Incoming
 from app.store.blobs.local import LocalStorage
 from app.store.blobs.rows import BlobCollected, announce, hold, record_blob
@@ -18,6 +18,7 @@ __all__ = [
     "AnnouncedBlob",
     "BlobCollected",
     "BlobDamaged",
+    "BlobGone",
     "BlobStore",
     "BlobWriter",
     "Collector",

@@ -34,5 +34,13 @@ class BlobDamaged(Exception):
     """Bytes that a storage gave back are not those that were stored: asking again doesn't help."""
 
 
+class BlobGone(Exception):
+    """Bytes that were stored are no longer where they were placed: removed by other hands, or lost by the storage."""
+
+    def __init__(self, blob: StoredBlob) -> None:
+        super().__init__(f"the bytes of blob {blob.digest} are gone from the storage")
+        self.blob = blob
+
+
 class StorageError(Exception):
     """The storage is out of reach or refuses; the message names no address and no secret."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from app.store.blobs.content import CHUNK, FoundBlob, StoredBlob
+from app.store.blobs.content import CHUNK, BlobGone, FoundBlob, StoredBlob
 from app.store.blobs.storage import Beat
 from app.store.syncing import sync_folder
 
@@ -57,12 +57,12 @@ class LocalStorage:
     @contextmanager
     def headers(self, files: Mapping[str, StoredBlob]) -> Iterator[Mapping[str, Path]]:
         """The files themselves."""
-        yield {name: self.path(blob.digest) for name, blob in files.items()}
+        yield {name: self._there(blob) for name, blob in files.items()}
 
     @contextmanager
     def whole(self, blob: StoredBlob) -> Iterator[Path]:
         """The file itself."""
-        yield self.path(blob.digest)
+        yield self._there(blob)
 
     def lay(self, blob: StoredBlob, target: Path) -> None:
         """A symbolic link to the file."""
@@ -72,14 +72,17 @@ class LocalStorage:
     async def stream(self, blob: StoredBlob, begin: int, end: int) -> AsyncIterator[bytes]:
         """Read piece by piece in a thread; the next one while the caller sends one."""
         loop = asyncio.get_running_loop()
-        file = await loop.run_in_executor(None, os.open, self.path(blob.digest), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            file = await loop.run_in_executor(None, os.open, self.path(blob.digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise BlobGone(blob) from error
         coming = None
         try:
             while begin < end:
                 coming = coming or loop.run_in_executor(None, os.pread, file, min(CHUNK, end - begin), begin)
                 piece, coming = await coming, None
-                if not piece:
-                    raise OSError(f"blob {blob.digest} is shorter than it was when it was stored")
+                if not piece:  # it is shorter than it was when it was stored
+                    raise BlobGone(blob)
                 begin += len(piece)
                 if begin < end:
                     coming = loop.run_in_executor(None, os.pread, file, min(CHUNK, end - begin), begin)
@@ -88,6 +91,11 @@ class LocalStorage:
             if coming is not None:  # nobody takes it any more, but the file must not be closed under it
                 await asyncio.wait([coming])
             os.close(file)
+
+    def _there(self, blob: StoredBlob) -> Path:
+        if not self.has(blob):
+            raise BlobGone(blob)
+        return self.path(blob.digest)
 
     def address(self, blob: StoredBlob, lasting: timedelta) -> str | None:  # noqa: ARG002
         """Nobody but this service reads the disk."""

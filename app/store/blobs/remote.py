@@ -20,7 +20,7 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from app.store.blobs.cache import Cache, copy_pieces, file_pieces
-from app.store.blobs.content import CHUNK, FoundBlob, StorageError, StoredBlob
+from app.store.blobs.content import CHUNK, BlobGone, FoundBlob, StorageError, StoredBlob
 from app.store.blobs.storage import Beat
 
 if TYPE_CHECKING:
@@ -142,12 +142,12 @@ class RemoteStorage:
             obstore.list_with_delimiter(self._quick, "none")
 
     async def _ranged(self, blob: StoredBlob, begin: int, end: int) -> bytes:
-        with _errors_told("download"):
+        with _fetching(blob):
             return bytes(await obstore.get_range_async(self._store, _key(blob.digest), start=begin, end=end))
 
     def _pieces(self, blob: StoredBlob, begin: int, end: int) -> Iterator[bytes]:
         for start in range(begin, end, _PIECE):
-            with _errors_told("download"):
+            with _fetching(blob):
                 yield bytes(
                     obstore.get_range(self._store, _key(blob.digest), start=start, end=min(start + _PIECE, end))
                 )
@@ -177,6 +177,15 @@ def _opened(url: str, client: ClientConfig, retry: RetryConfig) -> ObjectStore:
 
 def _key(digest: str) -> str:
     return f"sha256/{digest[:2]}/{digest}"
+
+
+@contextmanager
+def _fetching(blob: StoredBlob) -> Iterator[None]:
+    with _errors_told("download"):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise BlobGone(blob) from error
 
 
 @contextmanager

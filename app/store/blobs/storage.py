@@ -14,7 +14,10 @@ Beat = Callable[[], None]
 
 
 class Storage(Protocol):
-    """Bytes under their digest. Only ``BlobStore`` places and only the collector removes."""
+    """Bytes under their digest. Only ``BlobStore`` places and only the collector removes.
+
+    Where others have removed some, ``headers``, ``whole`` and ``stream`` raise ``BlobGone``.
+    """
 
     def place(self, file: Path, blob: StoredBlob, beat: Beat) -> None:
         """Takes a synced file away from its place and makes it the blob; ``beat`` is called while that takes long."""
