@@ -1,54 +1,20 @@
-"""Runs the HTTP process: ``cogram api``, or ``python -m app.api --fd N`` on a listening socket of whoever started it."""
+"""Runs the HTTP process: ``cogram api``, or ``python -m app.api --fd N`` on a listening socket of whoever started it.
+
+Callers wait while it starts, so this module imports little: all else comes in ``_set_up``.
+"""
 
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
-import uvicorn
-
-from app.context import Context
-from app.listening import check_access, listen
-from app.logs import configure_logging
-from app.main import create_app
-from app.protocol import Protocol
-from app.settings import Settings
-from app.tracing import start_tracing
-
-_MOST_FILES = 65_536
-_SWITCH_SECONDS = 0.0005
-_GRACE_SECONDS = 3  # for requests under way when the process is asked to end
-
-
-class Server(uvicorn.Server):
-    """uvicorn, which sends the followers of events home before it waits for open connections."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends long waits first; the followers come back with the id of their last event."""
-        context = self.config.app.state.context  # type: ignore[union-attr]
-        assert isinstance(context, Context)
-        context.bell.close()
-        await super().shutdown(sockets)
-
-
-def make_server(settings: Settings) -> Server:
-    """A server that has not begun to listen."""
-    config = uvicorn.Config(
-        create_app(settings),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        http=Protocol,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-        timeout_keep_alive=settings.keep_alive_seconds,
-        h11_max_incomplete_event_size=2 * settings.max_head_bytes,  # what is less is counted, and told of properly
-        reset_contextvars=True,  # else a second request on a connection begins with what was bound for the first
-    )
-    return Server(config)
+if TYPE_CHECKING:
+    from app.serving import Server
+    from app.settings import Settings
 
 
 def run_api(settings: Settings) -> None:
@@ -57,37 +23,42 @@ def run_api(settings: Settings) -> None:
     Raises:
         CannotServe: when it can't or shouldn't listen there.
     """
+    from app.listening import check_access, listen
+
     check_access(settings)
     with listen(settings.host, settings.port) as listener:
-        _run(settings, listener)
+        _run(listener, settings)
 
 
 def main() -> None:
     """Serves on a socket that is given, until a signal asks for the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="descriptor of a listening socket")
-    _run(Settings(), socket.socket(fileno=parser.parse_args().fd))
+    _run(socket.socket(fileno=parser.parse_args().fd))
 
 
-def _run(settings: Settings, listener: socket.socket) -> None:
+def _run(listener: socket.socket, settings: Settings | None = None) -> None:
     # uvicorn sends itself the signal again once it has ended in good order: then, and before it runs, this is the end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    # A thread that asks the database gives its turn away at every step of it, and gets the next one after so long, while
-    # an upload keeps the event loop busy: Python's own 5 ms, a dozen times, were what a caller waited for.
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    configure_logging()
-    start_tracing("api")
-    _allow_many_files()
-    make_server(settings).run(sockets=[listener])
+    _set_up(settings).run(sockets=[listener])
 
 
-def _allow_many_files() -> None:
-    """Every connection is an open file, and most systems begin with 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _set_up(settings: Settings | None) -> Server:
+    """Imports and makes everything, and keeps Python's collector of garbage away from it.
+
+    Nearly all of that stays as long as the process: to look it through took a sixth of the start, and later would hold
+    everybody up for a tenth of a second each time.
+    """
+    gc.disable()
+    try:
+        from app.serving import set_up
+
+        server = set_up(settings)
+        gc.freeze()
+    finally:
+        gc.enable()
+    return server
 
 
 if __name__ == "__main__":

@@ -268,10 +268,18 @@ def unforeseen(path: str, error: Exception) -> JSONResponse:
 
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem answers of a route, for its OpenAPI entry; those that any call may get are among them."""
+    # By reference: FastAPI builds a validator for each model that it is given, and here that would be a thousand.
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     return {
-        status: {"model": ProblemDocument, "description": _UNREGISTERED.get(status) or HTTPStatus(status).phrase}
+        status: {"description": _UNREGISTERED.get(status) or HTTPStatus(status).phrase, "content": content}
         for status in sorted({*statuses, *_OF_ANY_CALL})
     }
+
+
+def problem_schemas() -> dict[str, Any]:
+    """What ``declared`` refers to."""
+    schema = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs"), "ProblemDocument": schema}
 
 
 def install(app: FastAPI) -> None:

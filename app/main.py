@@ -126,23 +126,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _openapi(app: FastAPI, credentials_required: bool) -> dict[str, Any]:
-    """The contract; problems under their own media type, recipes with the core's schema, credentials if they are needed."""
+    """The contract; with the schemas of problems and recipes, and credentials if they are needed."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        document["components"]["schemas"].update(RECIPE_SCHEMAS)
+        document["components"]["schemas"].update(errors.problem_schemas() | RECIPE_SCHEMAS)
         if credentials_required:
             document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                _name_problem_type(operation["responses"])
                 if credentials_required and path not in OPEN:
                     operation["security"] = [{"bearer": []}]
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _name_problem_type(responses: dict[str, Any]) -> None:
-    for status, response in responses.items():
-        content = response.get("content", {})
-        if status >= "400" and "application/json" in content:
-            content[errors.MEDIA_TYPE] = content.pop("application/json")

@@ -20,7 +20,7 @@ from app.listening import listen
 from app.settings import Settings
 from app.store.migrate import migrate
 
-MOST_SECONDS, MOST_BYTES = 2.0, 150e6
+MOST_SECONDS, MOST_BYTES = 1.0, 150e6
 
 
 def main() -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.store.models import Account, utc_now
+from app.store.upserts import insert
 
 
 def get(session: Session, account: str) -> Account | None:
@@ -31,7 +31,6 @@ def everyone(session: Session, tenant: str | None) -> Sequence[Account]:
 
 def put_subject(session: Session, account: str, tenant: str, name: str) -> None:
     """Makes the row of an identity provider's subject, or moves it to another tenant; two requests may do so at once."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     content = {"tenant": tenant, "name": name}
-    statement = insert(Account).values(id=account, scopes=[], created_at=utc_now(), **content)
+    statement = insert(session, Account).values(id=account, scopes=[], created_at=utc_now(), **content)
     session.execute(statement.on_conflict_do_update(index_elements=[Account.id], set_=content))

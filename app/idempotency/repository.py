@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.store.models import IdempotentCall, utc_now
+from app.store.upserts import insert
 
 
 def get(session: Session, owner: str, key: str) -> IdempotentCall | None:
@@ -19,9 +19,9 @@ def get(session: Session, owner: str, key: str) -> IdempotentCall | None:
 
 def claim(session: Session, owner: str, key: str, call: str, body_sha256: str) -> bool:
     """Takes the key for this transaction; False if it was taken. Waits for whoever is just taking it."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     unanswered = {"status": 0, "headers": {}, "body": "", "created_at": utc_now()}
-    statement = insert(IdempotentCall).values(owner=owner, key=key, call=call, body_sha256=body_sha256, **unanswered)
+    content = {"owner": owner, "key": key, "call": call, "body_sha256": body_sha256, **unanswered}
+    statement = insert(session, IdempotentCall).values(content)
     taken = session.execute(statement.on_conflict_do_nothing().returning(IdempotentCall.key))
     return taken.first() is not None
 

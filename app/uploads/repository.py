@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import delete, select, union_all
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
@@ -20,15 +19,15 @@ from app.store.models import (
     utc_now,
 )
 from app.store.ownership import Owner
+from app.store.upserts import insert
 
 _BATCH = 500
 
 
 def put(session: Session, owner: Owner, kind: str, name: str, path: str, stored: StoredBlob) -> None:
     """Inserts or replaces; two uploads to one path may end at the same moment."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     content = {"digest": stored.digest, "size": stored.size, "owner": owner.account, "created_at": utc_now()}
-    statement = insert(UploadedFile).values(tenant=owner.tenant, kind=kind, name=name, path=path, **content)
+    statement = insert(session, UploadedFile).values(tenant=owner.tenant, kind=kind, name=name, path=path, **content)
     session.execute(
         statement.on_conflict_do_update(
             index_elements=[UploadedFile.tenant, UploadedFile.kind, UploadedFile.name, UploadedFile.path], set_=content

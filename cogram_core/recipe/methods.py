@@ -8,20 +8,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
-
-from jsonschema import Draft202012Validator, validators
-from jsonschema.exceptions import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from cogram_core.errors import Problem
 from cogram_core.recipe.suggest import did_you_mean
 from cogram_core.recipe.wording import shown
 
-# JSON Schema takes 1.0 for a whole number; the rest of a recipe doesn't.
-_WHOLE = Draft202012Validator.TYPE_CHECKER.redefine(
-    "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-)
-_Validator = validators.extend(Draft202012Validator, type_checker=_WHOLE)  # type: ignore[no-untyped-call]
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.protocols import Validator
 
 
 @dataclass(frozen=True)
@@ -61,11 +56,24 @@ def unknown_method(name: str, location: str) -> Problem:
 
 def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location: str) -> list[Problem]:
     """All that is wrong with a stage's parameters."""
-    errors = _Validator(entry.schema).iter_errors(dict(parameters))
+    errors = _validator()(entry.schema).iter_errors(dict(parameters))
     # A value of the wrong type is none of an enumeration's either: two faults, one sentence.
     problems = list(dict.fromkeys(problem for error in errors for problem in _as_problems(error, entry, location)))
     faulty = {problem.location for problem in problems}
     return problems + list(_order_problems(entry.schema, with_defaults(entry, parameters), location, faulty))
+
+
+@cache
+def _validator() -> type[Validator]:
+    """JSON Schema's, but for one thing: that takes 1.0 for a whole number, and the rest of a recipe doesn't."""
+    # A tenth of a second to load: spent with the first recipe, not before the API's first answer.
+    from jsonschema import Draft202012Validator, validators
+
+    whole = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    extended: type[Validator] = validators.extend(Draft202012Validator, type_checker=whole)  # type: ignore[no-untyped-call]
+    return extended
 
 
 def with_defaults(entry: MethodEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import httpx
 import pytest
 import structlog
 
-from app.api import make_server
 from app.context import Context
 from app.listening import listen
+from app.serving import make_server
 from app.settings import Settings
 from app.store.migrate import migrate
 from app.store.models import Base

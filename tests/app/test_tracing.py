@@ -48,7 +48,7 @@ def test_what_is_no_trace_context_is_left_out(sqlite_service: Service, given: st
 
 def test_without_a_collector_nothing_of_the_sdk_is_loaded() -> None:
     code = (
-        "import sys, app.api, app.tracing, worker.spans\n"
+        "import sys, app.serving, app.tracing, worker.spans\n"
         "app.tracing.start_tracing('api')\n"
         "with app.tracing.span('nothing') as span: assert span is None\n"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"

@@ -13,7 +13,6 @@ from itertools import islice
 
 import structlog
 from sqlalchemy import ColumnElement, and_, delete, exists, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import IntegrityError
 
@@ -22,6 +21,7 @@ from app.store.blobs.storage import Storage
 from app.store.clock import database_now
 from app.store.database import Database
 from app.store.models import Base, Blob
+from app.store.upserts import insert
 
 _log = structlog.get_logger(__name__)
 _BATCH = 500
@@ -101,13 +101,12 @@ class Collector:
         if not orphans:
             return 0
         with self.database.transaction() as session:
-            insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
             now = database_now(session)
             rows = [
                 {"digest": blob.digest, "size": blob.size, "created_at": now, "touched_at": blob.modified}
                 for blob in orphans
             ]
-            session.execute(insert(Blob).values(rows).on_conflict_do_nothing(index_elements=[Blob.digest]))
+            session.execute(insert(session, Blob).values(rows).on_conflict_do_nothing(index_elements=[Blob.digest]))
         return len(orphans)
 
 

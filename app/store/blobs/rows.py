@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
 from app.store.blobs.content import AnnouncedBlob, StoredBlob
 from app.store.models import Blob, UtcDateTime, utc_now
+from app.store.upserts import insert
 
 
 class BlobCollected(Exception):
@@ -28,14 +28,12 @@ def announce(session: Session, blobs: Iterable[StoredBlob]) -> list[AnnouncedBlo
 
     Waits for a collector that holds one of the rows, and gives the blob a new row then.
     """
-    insert = postgresql.insert if _is_postgresql(session) else sqlite.insert
     announced = {}
     for blob in sorted(set(blobs), key=lambda blob: blob.digest):  # always in one order, so that none waits in a circle
         now = _now(session)
         values = {"digest": blob.digest, "size": blob.size, "created_at": now, "touched_at": now}
-        touched = (
-            insert(Blob).values(values).on_conflict_do_update(index_elements=[Blob.digest], set_={"touched_at": now})
-        )
+        announcing = insert(session, Blob).values(values)
+        touched = announcing.on_conflict_do_update(index_elements=[Blob.digest], set_={"touched_at": now})
         since = session.scalars(touched.returning(Blob.created_at)).one()
         announced[blob.digest] = AnnouncedBlob(blob.digest, blob.size, since)
     return list(announced.values())
