@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import time
 import uuid
@@ -31,6 +32,8 @@ from app.client_errors import ClientError, DamagedDownload, ServiceProblem, Unre
 from app.client_uploads import ResumableUpload
 
 __all__ = ["Client", "ClientError", "DamagedDownload", "Event", "ServiceProblem", "Unreachable", "parse_events"]
+
+_log = logging.getLogger(__name__)
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
 _CHUNK = 1 << 20
@@ -121,7 +124,11 @@ class Client:
         return self._once(f"/fusions/{fusion_id}/retry")
 
     def wait(self, fusion_id: str, timeout: float) -> dict[str, Any]:
-        """The fusion once it has ended; raises TimeoutError if it takes longer."""
+        """The fusion once it has ended; raises TimeoutError if it takes longer.
+
+        What it waits for in vain, a worker of its queue, is a warning in the log as soon as the service tells of it.
+        """
+        warned = None
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
@@ -129,8 +136,12 @@ class Client:
             fusion = self._json("GET", f"/fusions/{fusion_id}", params={"wait": pause}, timeout=pause + 30)
             if fusion["state"] in FINAL:
                 return fusion
+            lacking = fusion.get("waiting_for")
             if left <= 0:
-                raise TimeoutError(f"{fusion_id} is {fusion['state']} after {timeout} seconds")
+                raise TimeoutError(f"{fusion_id} is {fusion['state']} after {timeout} seconds. {lacking or ''}".strip())
+            if lacking and lacking != warned:
+                _log.warning("%s is queued. %s", fusion_id, lacking)
+                warned = lacking
 
     def follow(self, fusion_id: str, last_event_id: int = 0) -> Iterator[Event]:
         """Events up to the final one; goes on where it was when the connection breaks or the service restarts."""

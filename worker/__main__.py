@@ -24,6 +24,7 @@ def main() -> None:
     configure_logging()  # before Celery, which warns of what it finds at its start
     from worker import celery_app
 
+    celery_app.tell_queues(queues)
     if queues == {"io"}:
         more = ["--pool", "threads", "--concurrency", str(_IO_THREADS), *more]
     else:

@@ -6,6 +6,7 @@ running twice for ever. Nothing here imports torch: a worker of the io queue is 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from celery import Celery, signals
@@ -16,6 +17,7 @@ from app.logs import configure_logging
 from app.settings import Settings
 from worker import recovery
 from worker.metrics import forget_in_child, serve_worker
+from worker.presence import Presence
 
 RUN_FUSION = "fusions.run"
 QUEUES = ("fusion.cpu", "fusion.cuda", "io")
@@ -68,6 +70,13 @@ app.conf.update(
     },
     result_backend_transport_options={"visibility_timeout": _VISIBILITY_SECONDS},
 )
+
+
+def tell_queues(queues: Collection[str]) -> None:
+    """This worker tells the database that it is there; before all else, since what follows takes seconds."""
+    presence = Presence(queues, Settings())
+    signals.worker_init.connect(presence.begin, weak=False)
+    signals.worker_shutdown.connect(presence.end, weak=False)
 
 
 def serve_fusions() -> None:

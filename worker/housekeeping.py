@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.settings import Settings
-from app.store import deliveries, retention
+from app.store import deliveries, retention, workers
 from app.store.blobs import Collector, StorageError, open_storage
 from app.store.database import Database
 from worker.duties import Duties, Duty
@@ -33,6 +33,7 @@ def housekeeping(database: Database, settings: Settings) -> Duties:
     orphans = max(settings.collect_seconds, settings.collect_grace_seconds)
     duties = [
         Duty(lambda: expire(database, settings), min(settings.collect_seconds, _RETENTION_SECONDS)),
+        Duty(lambda: forget_workers(database, settings), _RETENTION_SECONDS),
         Duty(collector.collect, settings.collect_seconds),
         Duty(collector.adopt_orphans, orphans),
     ]
@@ -52,6 +53,14 @@ def expire(database: Database, settings: Settings) -> None:
     for name, step, days in kept:
         if days:
             _expire(database, name, step, timedelta(days=days))
+
+
+def forget_workers(database: Database, settings: Settings) -> None:
+    """Those that were killed; who comes to a normal end goes by itself."""
+    with database.transaction() as session:
+        gone = workers.forget(session, timedelta(seconds=settings.lease_seconds))
+    if gone:
+        log.info("workers gone", rows=gone)
 
 
 def _expire(database: Database, name: str, step: Expire, age: timedelta) -> None:

@@ -21,7 +21,7 @@ _served: list[MetricsServer] = []  # of a worker's parent: signals of Celery car
 def serve_dispatcher(settings: Settings, database: Database, rounds: Duties) -> MetricsServer | None:
     """All jobs, and when the dispatcher last came round: it hangs if that is long ago."""
     registry = new_registry()
-    jobs = JobMetrics(database)
+    jobs = JobMetrics(database, settings.lease_seconds)
     registry.register(jobs)
     came_round = Gauge(
         "cogram_dispatcher_last_round_timestamp_seconds", "When every due duty had last been tried", registry=registry

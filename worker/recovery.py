@@ -38,13 +38,13 @@ def on_shutdown(**_signal: Any) -> None:
 
 def held_jobs() -> list[str]:
     """The jobs whose lease a child of this worker holds."""
-    with _opened() as database, database.reading() as session:
+    with opened() as database, database.reading() as session:
         return [*jobs.held_by(session, WORKER)]
 
 
 def _give_back(holder: str, seen: str) -> None:
     try:
-        with _opened() as database, database.transaction() as session:
+        with opened() as database, database.transaction() as session:
             for fusion_id in jobs.held_by(session, holder):
                 log.warning("job given back", fusion_id=fusion_id, seen=seen)
                 jobs.abandon(session, fusion_id, holder, seen, Settings().max_attempts)
@@ -59,7 +59,8 @@ def _in_words(code: int | None) -> str:
 
 
 @contextmanager
-def _opened() -> Iterator[Database]:
+def opened() -> Iterator[Database]:
+    """For one step: see above."""
     database = Database(Settings().resolved_database_url)
     try:
         yield database

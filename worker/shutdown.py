@@ -46,6 +46,11 @@ class FusionWorker(Worker):  # type: ignore[misc]  # Celery has no types
         super().install_platform_tweaks(worker)
         signal.signal(signal.SIGUSR2, _drain)
 
+    def terminate(self, in_sighandler: bool = False) -> None:
+        """Tells of its end as after a warm shutdown; Celery doesn't after this one, which SIGTERM and SIGINT lead to."""
+        super().terminate(in_sighandler)
+        self._send_worker_shutdown()
+
     def wait_for_soft_shutdown(self) -> None:
         """Returns once no child holds a lease, at the latest after ``worker_soft_shutdown_timeout``."""
         STOPPING.set()

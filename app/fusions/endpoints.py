@@ -17,6 +17,7 @@ from app.fusions.documents import read_document, recipe_schema
 from app.fusions.preconditions import none_match
 from app.fusions.presenting import RETRY_AFTER, Rendered, fusion_out
 from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
+from app.fusions.waiting import Waiting
 from app.idempotency import Once
 from app.idempotency.once import CallOnce
 from app.paging import Limit, PageToken, decode_id, encode_token
@@ -64,8 +65,10 @@ def list_fusions(
     """Fusions, newest first."""
     with ctx.database.reading() as session:
         found = service.page(session, caller.tenant, state or (), decode_id(page_token), limit)
+        waiting = Waiting(session, ctx.settings.lease_seconds)
+        items = [fusion_out(fusion, waiting.of(fusion)) for fusion in found]
     following = encode_token(found[-1].id) if len(found) == limit else None
-    return FusionPage(items=[fusion_out(fusion) for fusion in found], next_page_token=following)
+    return FusionPage(items=items, next_page_token=following)
 
 
 @router.get(
@@ -150,4 +153,5 @@ def _where(fusion: Fusion) -> dict[str, str]:
 
 def _look(ctx: Context, tenant: str, fusion_id: str) -> Rendered:
     with ctx.database.reading() as session:
-        return Rendered.of(service.get(session, tenant, fusion_id))
+        fusion = service.get(session, tenant, fusion_id)
+        return Rendered.of(fusion, Waiting(session, ctx.settings.lease_seconds).of(fusion))

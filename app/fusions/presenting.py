@@ -13,8 +13,8 @@ from app.store.states import FusionState
 RETRY_AFTER = {"Retry-After": "2"}  # seconds; for those who poll, and neither follow events nor wait
 
 
-def fusion_out(fusion: Fusion) -> FusionOut:
-    """The resource."""
+def fusion_out(fusion: Fusion, waiting_for: str | None = None) -> FusionOut:
+    """The resource; one that was queued or claimed just now waits for nothing special."""
     here = f"/v1/fusions/{fusion.id}"
     return FusionOut(
         id=fusion.id,
@@ -22,6 +22,7 @@ def fusion_out(fusion: Fusion) -> FusionOut:
         attempt=fusion.attempt,
         retry_of=fusion.retry_of,
         recipe=fusion.recipe,
+        waiting_for=waiting_for,
         progress=fusion.progress,
         verdict=fusion.verdict,
         error=FusionError.model_validate(fusion.error) if fusion.error else None,
@@ -47,7 +48,7 @@ class Rendered:
     tag: str  # strong: two equal resources have equal tags
 
     @classmethod
-    def of(cls, fusion: Fusion) -> Self:
+    def of(cls, fusion: Fusion, waiting_for: str | None) -> Self:
         """The row's resource, in JSON."""
-        body = fusion_out(fusion).model_dump_json().encode()
+        body = fusion_out(fusion, waiting_for).model_dump_json().encode()
         return cls(fusion.state, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

@@ -36,6 +36,9 @@ class FusionOut(BaseModel):
     attempt: int = Field(description="how many workers have begun it")
     retry_of: str | None = Field(None, description="the fusion that failed or was cancelled, and that this one repeats")
     recipe: dict[str, Any] = Field(description="with all defaults filled in and references resolved to ids")
+    waiting_for: str | None = Field(
+        None, description="in words, if it is queued and may wait for ever: no worker serves its queue; and what to do"
+    )
     progress: dict[str, Any] | None
     verdict: dict[str, Any] | None
     error: FusionError | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from threading import Lock
 from typing import Any
 
@@ -22,6 +22,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app.store import workers
 from app.store.clock import database_now
 from app.store.database import Database
 from app.store.deliveries import DeliveryState
@@ -40,8 +41,9 @@ _log = structlog.get_logger("app.metrics")
 class JobMetrics(Collector):
     """Register it with one process only."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lease_seconds: float) -> None:
         self._database = database
+        self._silence = timedelta(seconds=lease_seconds)  # of a worker that is gone
         self._lock = Lock()
         self._gathered = CollectorRegistry()
         self._seconds = Histogram(
@@ -82,7 +84,7 @@ class JobMetrics(Collector):
         up = GaugeMetricFamily("cogram_database_up", "Whether the database answers", value=1)
         try:
             with self._lock, self._database.reading() as session:
-                gauges = [*_standing(session)]
+                gauges = [*_standing(session), _workers(session, self._silence)]
                 self._follow(session)
         except SQLAlchemyError as error:
             _log.warning("metrics.database_failed", error=type(error).__name__)
@@ -172,6 +174,14 @@ def _standing(session: Session) -> Iterator[Metric]:
     for standing in DeliveryState:
         deliveries.add_metric([standing.value], counts.get(standing.value, 0))
     yield deliveries
+
+
+def _workers(session: Session, silence: timedelta) -> Metric:
+    present = GaugeMetricFamily("cogram_workers", "Workers that take jobs, by queue", labels=["queue"])
+    found = workers.serving(session, silence)
+    for queue in ("fusion.cpu", "fusion.cuda", "io"):
+        present.add_metric([queue], found[queue])
+    return present
 
 
 def _counted(column: Any) -> Any:

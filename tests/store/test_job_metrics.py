@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from app.metrics.jobs import JobMetrics
-from app.store import jobs
+from app.store import jobs, workers
 from app.store.database import Database
 from app.store.events import EventType
 from app.store.ids import FusionId
@@ -22,7 +22,7 @@ class Watch:
 
     def __init__(self, database: Database) -> None:
         self.registry = CollectorRegistry()
-        self.metrics = JobMetrics(database)
+        self.metrics = JobMetrics(database, LONG)
         self.registry.register(self.metrics)
         self.metrics.begin()
 
@@ -46,6 +46,10 @@ def test_states_and_queues_are_as_they_stand(database: Database) -> None:
     assert (watch("cogram_queue_age_seconds", queue="fusion.cpu") or 0) > 0
     assert watch("cogram_queue_age_seconds", queue="fusion.cuda") == 0
     assert watch("cogram_workers_busy") == 1
+    with database.transaction() as session:
+        workers.sign(session, "a", {"fusion.cpu", "fusion.cuda"})
+        workers.sign(session, "b", {"fusion.cpu"})
+    assert [watch("cogram_workers", queue=queue) for queue in ("fusion.cpu", "fusion.cuda", "io")] == [2, 1, 0]
     assert watch("cogram_database_up") == 1
 
 

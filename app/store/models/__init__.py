@@ -5,6 +5,7 @@ from app.store.models.base import Base, Owned, StateName, UtcDateTime, utc_now
 from app.store.models.content import Blob, Checkpoint, CheckpointFile, Dataset, Upload, UploadedFile
 from app.store.models.fusions import Artifact, Event, Fusion, FusionInput, OutboxMessage
 from app.store.models.webhooks import Delivery, Webhook
+from app.store.models.workers import WorkerSign
 
 __all__ = [
     "Account",
@@ -26,5 +27,6 @@ __all__ = [
     "UploadedFile",
     "UtcDateTime",
     "Webhook",
+    "WorkerSign",
     "utc_now",
 ]
