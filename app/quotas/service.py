@@ -19,6 +19,7 @@ from app.store.models import Account
 from app.store.ownership import LOCAL, Owner
 
 _RETRY_AFTER = {"Retry-After": "10"}  # seconds: a fusion has to end first
+_DISK_RETRY_AFTER = {"Retry-After": "60"}  # somebody has to see to it, or the collector, which comes that often
 _MORE = "ask whoever runs the service for more"
 
 
@@ -69,13 +70,14 @@ class Quotas:
         limits = Limits(settings.quota_bytes, settings.quota_fusions, settings.quota_concurrent)
         return cls(limits, settings.min_free_bytes, free_bytes)
 
-    def check_disk(self, coming: int = 0) -> None:
+    def check_disk(self, coming: int = 0, outcome: str = "nothing was stored") -> None:
         """Raises DiskLow when, with ``coming`` bytes more, the disk would have less left than is kept free."""
         free = self.free_bytes()
         if free - coming < self.min_free_bytes:
             raise DiskLow(
                 f"The disk has {free} bytes left, {coming} would come, and {self.min_free_bytes} are kept free "
-                "(COGRAM_MIN_FREE_BYTES); nothing was stored. Try again later, or have room made on it."
+                f"(COGRAM_MIN_FREE_BYTES); {outcome}. Try again later, or have room made on it.",
+                headers=_DISK_RETRY_AFTER,
             )
 
     def room(self, session: Session, owner: Owner) -> Room:

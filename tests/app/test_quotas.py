@@ -182,6 +182,7 @@ def test_below_the_least_free_space_nothing_more_is_taken_in(sqlite_settings: Se
             started.http.post("/v1/fusions", json=recipe),
         ):
             assert (answer.status_code, answer.json()["code"]) == (507, "storage.low")
+            assert answer.headers["Retry-After"] == "60"
             assert "COGRAM_MIN_FREE_BYTES" in answer.json()["detail"]
         assert started.http.get("/v1/checkpoints").status_code == 200
 

@@ -74,6 +74,8 @@ async def append(
     held = await in_thread(_hold, ctx, tenant, upload_id, True)
     try:
         _check_fit(held, wanted, announced)
+        if announced != 0:
+            await in_thread(ctx.quotas.check_disk, announced or 0, _KEPT)
     except BaseException:
         held.release()
         raise
@@ -207,15 +209,16 @@ async def _receive(ctx: Context, held: _Held, wanted: Append, body: AsyncIterato
             if piece:
                 raise ChunkTooLarge("All bytes of this upload are there already.")
         return _standing(held.upload, held.offset)
-    chunk = Chunk(target, held.upload.length - held.offset, wanted.checksum, lambda: _renew_in_time(ctx, held.upload))
+    chunk = Chunk(target, held.upload.length - held.offset, wanted.checksum, lambda: _go_on(ctx, held.upload))
     with full_disk_told(_KEPT):
         return await chunk.receive(body, lambda: _conclude(ctx, held.upload, target))
 
 
-def _renew_in_time(ctx: Context, upload: Upload) -> None:
-    """A chunk that takes days must not expire while it comes; but not every sync is worth a transaction."""
+def _go_on(ctx: Context, upload: Upload) -> None:
+    """What a chunk that takes days needs while it comes: it must not expire, and others use the disk meanwhile."""
+    ctx.quotas.check_disk(outcome=_KEPT)
     if upload.expires_at - utc_now() < lifetime(ctx) * 0.9:
-        with ctx.database.transaction() as session:
+        with ctx.database.transaction() as session:  # not every sync is worth one
             repository.renew(session, upload, lifetime(ctx))
 
 

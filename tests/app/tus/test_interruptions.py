@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ import pytest
 from app.settings import Settings
 from app.store.models import Upload, UploadedFile
 from app.store.staging import Appender, Staging
+from app.uploads.tus import appending
 from tests.app.conftest import running
 from tests.app.factories import Service, sha256
 from tests.app.tus.lines import half_sent, line, soon
@@ -160,6 +162,50 @@ def test_a_full_disk_is_told_and_the_upload_goes_on_when_there_is_room(settings:
             assert tus.offset(url) == 2**20  # to the last byte that the disk took
             assert tus.patch(url, 2**20, CONTENT[2**20 :]).status_code == 507
         _finish(tus, url)
+
+
+def test_below_the_least_free_space_no_chunk_is_taken_in_and_what_came_is_kept(settings: Settings) -> None:
+    with running(settings) as service:
+        url = Tus(service).create(len(CONTENT))
+        assert Tus(service).patch(url, 0, CONTENT[:1000]).status_code == 204
+    with running(settings.model_copy(update={"min_free_bytes": 2**62})) as service:
+        _is_refused_for_room(Tus(service).patch(url, 1000, CONTENT[1000:]))
+        _is_refused_for_room(Tus(service).patch(url, 1000, iter([CONTENT[1000:]])))
+        assert Tus(service).offset(url) == 1000
+        assert Tus(service).patch(url, 1000, b"").status_code == 204  # needs no room
+    with running(settings) as service:
+        _finish(Tus(service), url)
+
+
+def test_a_disk_that_others_fill_while_a_chunk_comes_ends_the_chunk_and_what_came_is_kept(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(appending, "_KEEP_SECONDS", 0.0)
+    least = shutil.disk_usage(tmp_path).free - 2**30
+    with running(settings.model_copy(update={"min_free_bytes": least})) as service:
+        tus = Tus(service)
+        url = tus.create(len(CONTENT))
+
+        def body() -> Iterator[bytes]:
+            yield CONTENT[:1000]
+            assert soon(lambda: tus.offset(url) == 1000)
+            with (tmp_path / "others").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 2**31)
+            for begin in range(1000, len(CONTENT), 10_000):
+                yield CONTENT[begin : begin + 10_000]
+
+        # On a connection of its own, as the test asks on the other one meanwhile.
+        headers = {"Upload-Offset": "0", "Content-Type": CHUNK_TYPE, **VERSION}
+        _is_refused_for_room(httpx.patch(f"{service.http.base_url}{url}", content=body(), headers=headers, timeout=30))
+        (tmp_path / "others").unlink()
+        assert 1000 < tus.offset(url) < len(CONTENT)
+        _finish(tus, url)
+
+
+def _is_refused_for_room(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (507, "storage.low"), answer.text
+    assert answer.headers["Retry-After"] == "60"
+    assert "what came before is kept" in answer.json()["detail"]
 
 
 def test_a_killed_api_loses_nothing_that_was_told(settings: Settings, tmp_path: Path) -> None:
