@@ -47,8 +47,8 @@ class ScopeMissing(Forbidden):
 
     @classmethod
     def of(cls, scope: str) -> Self:
-        """The error for one scope."""
-        message = f"this call needs the scope {scope!r}, and the credentials don't have it; use others that do"
+        """The error for one scope, which may be a member of an enumeration: its value is told, not its representation."""
+        message = f"this call needs the scope {str(scope)!r}, and the credentials don't have it; use others that do"
         return cls(
             message[0].upper() + message[1:] + ".",
             errors=[Problem("Authorization", cls.code, message)],
