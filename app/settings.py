@@ -16,10 +16,16 @@ class Settings(BaseSettings):
     ``BROKER_URL`` and ``DATABASE_URL`` replace the embedded parts by real ones, one by one.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    # Errors never quote what was given: addresses hold passwords.
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, hide_input_in_errors=True)
 
     data_dir: Path = Field(Path("cogram-data"), validation_alias="COGRAM_DATA_DIR", description="all files")
-    database_url: str | None = Field(None, validation_alias="DATABASE_URL", description="else SQLite")
+    database_url: str | None = Field(
+        None,
+        pattern=r"^(postgres(ql)?(\+psycopg)?|sqlite(\+pysqlite)?)://.",
+        validation_alias="DATABASE_URL",
+        description="else SQLite",
+    )
     broker_url: str | None = Field(None, validation_alias="BROKER_URL", description="else embedded")
     host: str = Field("127.0.0.1", validation_alias="COGRAM_HOST")
     port: int = Field(8765, ge=0, le=65535, validation_alias="COGRAM_PORT")

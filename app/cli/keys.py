@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.failures import telling
-from app.settings import Settings
+from app.cli.settings import database_needed, settings_of
 
 if TYPE_CHECKING:
     from app.store.database import Database
@@ -89,13 +89,15 @@ def _database(data_dir: Path | None) -> Iterator[Database]:
     from app.listening import CannotServe
     from app.store.database import Database
 
-    settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     url = make_url(settings.resolved_database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():  # opening would make an empty one
         raise CannotServe(_NO_TABLES)
     database = Database(settings.resolved_database_url)
     try:
-        if not inspect(database.engine).has_table("accounts"):
+        with database_needed():
+            ready = inspect(database.engine).has_table("accounts")
+        if not ready:
             raise CannotServe(_NO_TABLES)
         yield database
     finally:

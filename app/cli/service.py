@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from app.settings import Settings
+from app.cli.settings import database_needed, settings_with_folder
+from app.listening import CannotServe
 
 _DataDir = Annotated[Path | None, typer.Option("--data-dir", help="All files; COGRAM_DATA_DIR, else ./cogram-data.")]
 _Host = Annotated[str | None, typer.Option("--host", help="COGRAM_HOST, else 127.0.0.1.")]
 _Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0 takes a free one; else 8765.")]
+
+_QUEUES = {"fusion.cpu", "fusion.cuda", "io"}
 
 
 def serve(
@@ -27,16 +30,17 @@ def serve(
     from app.serve import serve as run
 
     configure_logging()
-    settings = _settings(data_dir=data_dir, host=host, port=port, workers=workers)
+    settings = settings_with_folder(data_dir=data_dir, host=host, port=port, workers=workers)
     where = settings.data_dir.resolve()
-    run(settings, lambda address: typer.echo(f"cogram is ready at {address} (data in {where})"))
+    with database_needed():
+        run(settings, lambda address: typer.echo(f"cogram is ready at {address} (data in {where})"))
 
 
 def api(data_dir: _DataDir = None, host: _Host = None, port: _Port = None) -> None:
     """Run the HTTP API alone."""
     from app.api import run_api
 
-    run_api(_settings(data_dir=data_dir, host=host, port=port))
+    run_api(settings_with_folder(data_dir=data_dir, host=host, port=port))
 
 
 def worker(
@@ -47,6 +51,10 @@ def worker(
     data_dir: _DataDir = None,
 ) -> None:
     """Run a worker alone; Celery's worker options may follow."""
+    unknown = {name.strip() for name in queues.split(",")} - _QUEUES
+    if unknown:
+        known = ", ".join(sorted(_QUEUES))
+        raise CannotServe(f"there is no queue {', '.join(map(repr, sorted(unknown)))}; known here: {known}.")
     _become(data_dir, "worker", "--queues", queues, *ctx.args)
 
 
@@ -59,17 +67,14 @@ def migrate(data_dir: _DataDir = None) -> None:
     """Bring the database to the newest schema."""
     from app.store.migrate import migrate as run
 
-    settings = _settings(data_dir=data_dir)
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    run(settings.resolved_database_url)
-
-
-def _settings(**given: Any) -> Settings:
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = settings_with_folder(data_dir=data_dir)
+    with database_needed():
+        run(settings.resolved_database_url)
 
 
 def _become(data_dir: Path | None, module: str, *arguments: str) -> None:
     """Replaces this process; the worker is another floor of the house, and this one doesn't import it."""
+    settings_with_folder(data_dir=data_dir)  # what is wrong with them is told here
     environment = dict(os.environ)
     if data_dir is not None:
         environment["COGRAM_DATA_DIR"] = str(data_dir.resolve())
