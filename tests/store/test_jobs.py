@@ -49,12 +49,27 @@ def test_a_submission_that_is_rolled_back_leaves_nothing(database: Database) -> 
 
 
 @pytest.mark.parametrize(
-    ("device", "queue"), [("auto", "fusion.cpu"), ("cpu", "fusion.cpu"), ("cuda:1", "fusion.cuda")]
+    ("recipe", "queue"),
+    [
+        ({}, "fusion.cpu"),
+        ({"device": "auto"}, "fusion.cpu"),
+        ({"device": "cpu"}, "fusion.cpu"),
+        ({"device": "cuda"}, "fusion.cuda"),
+        ({"device": "cuda:1"}, "fusion.cuda"),
+    ],
 )
-def test_a_job_goes_to_the_queue_of_its_device(database: Database, device: str, queue: str) -> None:
+def test_a_job_goes_to_the_queue_of_its_device(database: Database, recipe: dict[str, str], queue: str) -> None:
     with database.transaction() as session:
-        jobs.submit(session, LOCAL, {"device": device}, [])
+        jobs.submit(session, LOCAL, recipe, [])
         assert [message.queue for message in outbox.unpublished(session, 10)] == [queue]
+
+
+def test_a_job_whose_first_attempt_settled_on_a_gpu_goes_back_to_the_queue_of_gpus(database: Database) -> None:
+    held = running(database)
+    with database.transaction() as session:
+        assert jobs.settle(session, held, {"device": "cuda"})
+        assert jobs.release(session, held, "its worker was stopped")
+        assert [message.queue for message in outbox.unpublished(session, 10)] == ["fusion.cuda"]
 
 
 def test_of_many_workers_that_claim_at_once_one_gets_the_job(database: Database) -> None:
