@@ -16,7 +16,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.store.clock import database_now
@@ -26,6 +26,7 @@ from app.store.models import Delivery, Fusion, Webhook
 
 _IN_FLIGHT = 200  # messages in the queue at once; the rest wait here, where nothing gets lost
 _IN_FLIGHT_EACH = 4  # of one webhook, so that a slow receiver doesn't keep others waiting
+_IN_FLIGHT_OF_TENANT = 16  # of all its webhooks, so that nobody gets more of the queue by having many of them
 _MANY_FAILURES = 10
 _JITTER = (0.8, 1.2)
 _LOST = "The sender was lost in the middle of the last try."
@@ -140,31 +141,43 @@ def waiting_pings(session: Session, webhook: Webhook) -> int:
 
 
 def due(session: Session) -> list[Due]:
-    """What is to be published now, longest due first: no more than the queue should hold, and little of each webhook."""
+    """What is to be published now: no more than the queue should hold, little of each tenant and less of each webhook.
+
+    Tenants take turns, whatever each has under way counted as turns it had; a tenant's own turns go round its webhooks.
+    """
     now = database_now(session)
     may_begin = Delivery.due_at <= now
     ready = and_(may_begin, Delivery.published_at.is_(None))
-    ranked = (
+    under_way_first = case((ready, 1), else_=0)
+    by_webhook = (
         select(
             Delivery.id,
             Delivery.attempts,
             Delivery.due_at,
+            Webhook.tenant,
             ready.label("ready"),
-            func.row_number()
-            .over(partition_by=Delivery.webhook_id, order_by=(case((ready, 1), else_=0), Delivery.due_at, Delivery.id))
-            .label("place"),
+            _place(Delivery.webhook_id, under_way_first, Delivery.due_at, Delivery.id).label("place"),
         )
+        .join(Webhook)
         .where(or_(Delivery.state == DeliveryState.SENDING, and_(Delivery.state == DeliveryState.PENDING, may_begin)))
         .subquery()
     )
-    under_way = session.scalars(select(func.count()).where(~ranked.c.ready)).one()
+    columns = by_webhook.c
+    turn = _place(columns.tenant, case((columns.ready, columns.place), else_=0), columns.due_at, columns.id)
+    by_tenant = select(by_webhook, turn.label("turn")).where(or_(~columns.ready, columns.place <= _IN_FLIGHT_EACH))
+    ranked = by_tenant.subquery().c
+    under_way = session.scalars(select(func.count()).select_from(by_webhook).where(~columns.ready)).one()
     chosen = (
-        select(ranked.c.id, ranked.c.attempts)
-        .where(ranked.c.ready, ranked.c.place <= _IN_FLIGHT_EACH)
-        .order_by(ranked.c.due_at, ranked.c.id)
+        select(ranked.id, ranked.attempts)
+        .where(ranked.ready, ranked.turn <= _IN_FLIGHT_OF_TENANT)
+        .order_by(ranked.turn, ranked.due_at, ranked.id)
         .limit(max(0, _IN_FLIGHT - under_way))
     )
     return [Due(DeliveryId(row.id), row.attempts) for row in session.execute(chosen)]
+
+
+def _place(among: SQLColumnExpression[str], *order: SQLColumnExpression[Any]) -> ColumnElement[int]:
+    return func.row_number().over(partition_by=among, order_by=order)
 
 
 def waiting(session: Session) -> int:
