@@ -9,12 +9,15 @@ from typing import Literal
 import structlog
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import text
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from app.broker import ping
 from app.context import Context, Ctx
 from app.errors import Unavailable, declared
 from app.store.blobs import StorageError
+from app.store.models import Base
+from app.store.outages import outage_in
 from cogram_core.errors import Problem
 
 router = APIRouter(tags=["health"])
@@ -68,8 +71,15 @@ class _NotReady(Exception):
 
 
 def _check_database(ctx: Context) -> None:
-    with ctx.database.reading() as session:
-        session.execute(text("SELECT id FROM fusions LIMIT 1"))
+    """Every table of this version is there with its columns: an answer alone may come from a database of an older one."""
+    try:
+        with ctx.database.reading() as session:
+            for table in Base.metadata.sorted_tables:
+                session.execute(select(table).limit(0))
+    except DBAPIError as error:
+        if outage_in(error) is not None:
+            raise
+        raise _NotReady("has not the tables of this version: run cogram migrate") from error
 
 
 def _check_broker(ctx: Context) -> None:

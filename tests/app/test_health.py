@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from app.broker import ping
 from app.listening import listen
@@ -32,6 +33,22 @@ def test_everything_that_is_missing_is_listed(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["code"]) == (503, "service.not_ready")
         assert [error["location"] for error in answer.json()["errors"]] == ["database", "broker", "disk"]
         assert str(tmp_path) not in answer.text
+
+
+def test_a_database_of_another_version_is_told_with_the_remedy(sqlite_service: Service) -> None:
+    database, http = sqlite_service.context.database, sqlite_service.http
+    for broken, mended in (
+        ("ALTER TABLE fusions RENAME COLUMN tenant TO gone", "ALTER TABLE fusions RENAME COLUMN gone TO tenant"),
+        ("ALTER TABLE outbox RENAME TO gone", "ALTER TABLE gone RENAME TO outbox"),
+    ):
+        with database.transaction() as session:
+            session.execute(text(broken))
+        answer = http.get("/healthz/ready")
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == "database: has not the tables of this version: run cogram migrate"
+        with database.transaction() as session:
+            session.execute(text(mended))
+        assert http.get("/healthz/ready").status_code == 200
 
 
 def test_a_ping_fails_where_nobody_answers(free_port: int) -> None:
