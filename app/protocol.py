@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from app.context import Context
 from app.errors import ApiError, BadRequest, RequestTimeout, Unavailable, answer_to
 from app.settings import Settings
-from app.uploads.tus.envelope import ALWAYS, is_below
+from app.uploads.tus.envelope import ALWAYS, PREFIX, is_below
 
 
 class Protocol(H11Protocol):
@@ -81,11 +81,11 @@ class Protocol(H11Protocol):
             return
         if self.conn.our_state is h11.SEND_RESPONSE:
             self.cycle.disconnected = True  # the endpoint's own answer would be a second one
-            if self.scope is not None and is_below(self.scope["path"]):
-                outcome, headers = "what had come of a chunk without a checksum is kept. HEAD and go on", ALWAYS
-            else:
-                outcome, headers = "nothing was stored. Send it again", {}
-            self._refuse(f"The body ended before it was complete; {outcome}.", headers)
+            path = "" if self.scope is None else self.scope["path"]
+            outcome = "nothing was stored. Send it again"
+            if is_below(path) and path != PREFIX:  # there, an upload was only about to begin
+                outcome = "what had come of a chunk without a checksum is kept. HEAD and go on"
+            self._refuse(f"The body ended before it was complete; {outcome}.", ALWAYS if is_below(path) else {})
 
     def send_400_response(self, msg: str) -> None:
         """Answers and closes."""

@@ -22,14 +22,25 @@ _KEEP_SECONDS = 5.0
 
 
 class Chunk:
-    """What came of one request's body: gathered here, written by threads, kept as it goes on unless it is to be checked."""
+    """What came of one request's body: gathered here, written by threads, kept as it goes on unless it is to be checked.
 
-    def __init__(self, target: Appender, room: int, checksum: Checksum | None, when_kept: Callable[[], None]) -> None:
+    Where nobody could come back for what is kept, ``give_up`` removes it all when the chunk does not come to its end.
+    """
+
+    def __init__(
+        self,
+        target: Appender,
+        room: int,
+        checksum: Checksum | None,
+        when_kept: Callable[[], None],
+        give_up: Callable[[], None] | None = None,
+    ) -> None:
         self._target = target
         self._room = room
         self._checksum = checksum
         self._digest = checksum.begun() if checksum else None
         self._when_kept = when_kept
+        self._give_up = give_up
         self._gathered = bytearray()
         self._moved_at = time.monotonic()
 
@@ -62,7 +73,8 @@ class Chunk:
         self._room -= len(piece)
         if self._room < 0:
             raise ChunkTooLarge(
-                "The body goes on beyond the length that was announced in Upload-Length; HEAD tells what is kept."
+                "The body goes on beyond the length that was announced in Upload-Length. Of an upload that was begun "
+                "before, HEAD tells what is kept."
             )
         self._gathered += piece
 
@@ -85,6 +97,9 @@ class Chunk:
 
     def _break_off(self, gapless: bool) -> None:
         """Keeps what can be kept; what was gathered last only where all before it is known to be written."""
+        if self._give_up is not None:
+            self._give_up()
+            return
         try:
             if self._checksum is None and gapless:
                 self._target.write(self._gathered)
@@ -97,6 +112,10 @@ class Chunk:
             self._check()
             self._target.keep()
             return conclude()
+        except BaseException:
+            if self._give_up is not None:
+                self._give_up()
+            raise
         finally:
             self._target.release(keep=self._checksum is None)
 

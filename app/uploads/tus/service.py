@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from app.context import Context
 from app.store.blobs import AnnouncedBlob, StoredBlob
@@ -23,6 +24,7 @@ from app.uploads.tus.appending import Chunk
 from app.uploads.tus.errors import ChunkTooLarge, OffsetConflict, UploadExpired, UploadLocked, UploadNotFound
 from app.uploads.tus.protocol import KINDS, Append, Creation, digest_in
 
+_NONE_BEGUN = "no upload was begun"
 _KEPT = "what came before is kept, and HEAD tells how much"
 _SETTLING_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
@@ -57,14 +59,19 @@ class _Held:
 
 
 async def create(ctx: Context, owner: Owner, wanted: Creation, body: AsyncIterator[bytes]) -> Standing:
-    """A new upload, with the first chunk if there is one."""
+    """A new upload, with the first chunk if there is one.
+
+    Of one whose first chunk is refused or breaks off nothing remains: clients look for its address in an answer that is
+    well only, and begin another.
+    """
     if wanted.length > ctx.settings.max_upload_bytes:
         raise UploadTooLarge(
             f"One file has at most {ctx.settings.max_upload_bytes} bytes here (COGRAM_MAX_UPLOAD_BYTES); nothing was stored."
         )
-    with full_disk_told("no upload was begun"):
+    with full_disk_told(_NONE_BEGUN):
         held = await in_thread(_begin, ctx, owner, wanted)
-    return await _receive(ctx, held, Append(0, wanted.checksum), body if wanted.has_chunk else _nothing())
+    chunk = body if wanted.has_chunk else _nothing()
+    return await _receive(ctx, held, Append(0, wanted.checksum), chunk, is_new=True)
 
 
 async def append(
@@ -202,21 +209,30 @@ def _look(ctx: Context, tenant: str, upload_id: str) -> Standing:
         return _standing(upload, upload.length)
 
 
-async def _receive(ctx: Context, held: _Held, wanted: Append, body: AsyncIterator[bytes]) -> Standing:
+async def _receive(
+    ctx: Context, held: _Held, wanted: Append, body: AsyncIterator[bytes], is_new: bool = False
+) -> Standing:
     target = held.target
     if target is None:
         async for piece in body:
             if piece:
                 raise ChunkTooLarge("All bytes of this upload are there already.")
         return _standing(held.upload, held.offset)
-    chunk = Chunk(target, held.upload.length - held.offset, wanted.checksum, lambda: _go_on(ctx, held.upload))
-    with full_disk_told(_KEPT):
+    outcome = _NONE_BEGUN if is_new else _KEPT
+    chunk = Chunk(
+        target,
+        held.upload.length - held.offset,
+        wanted.checksum,
+        when_kept=lambda: _go_on(ctx, held.upload, outcome),
+        give_up=partial(_remove, ctx, held) if is_new else None,
+    )
+    with full_disk_told(outcome):
         return await chunk.receive(body, lambda: _conclude(ctx, held.upload, target))
 
 
-def _go_on(ctx: Context, upload: Upload) -> None:
+def _go_on(ctx: Context, upload: Upload, outcome: str) -> None:
     """What a chunk that takes days needs while it comes: it must not expire, and others use the disk meanwhile."""
-    ctx.quotas.check_disk(outcome=_KEPT)
+    ctx.quotas.check_disk(outcome=outcome)
     if upload.expires_at - utc_now() < lifetime(ctx) * 0.9:
         with ctx.database.transaction() as session:  # not every sync is worth one
             repository.renew(session, upload, lifetime(ctx))

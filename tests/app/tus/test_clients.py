@@ -15,9 +15,9 @@ from tusclient.client import TusClient
 from tusclient.exceptions import TusUploadFailed
 
 from app.settings import Settings
-from app.store.models import UploadedFile
+from app.store.models import Upload, UploadedFile
 from tests.app.factories import Service, sha256
-from tests.app.tus.lines import line
+from tests.app.tus.lines import line, soon
 from tests.app.tus.processes import api_process
 from tests.app.tus.speaking import Tus, repr_digest
 
@@ -91,6 +91,17 @@ def test_tus_js_client_sends_the_first_bytes_with_the_creation_and_in_chunks(ser
     assert code == 0
     assert seen["requests"] == [["POST", 201], ["POST", 204], ["POST", 204]]
     assert _stored(service)
+
+
+def test_tus_js_client_begins_anew_when_its_creation_is_cut_off(sqlite_service: Service, file: Path) -> None:
+    with line(sqlite_service.http.base_url, 800_000) as bad:
+        code, seen = _node(bad.url, file, uploadDataDuringCreation=True, **_PATIENT)
+    assert (code, bad.cuts) == (0, 1)
+    assert seen["requests"][-1] == ["POST", 201]
+    assert _stored(sqlite_service)
+    assert soon(lambda: not Tus(sqlite_service).staged())
+    with sqlite_service.context.database.reading() as session:
+        assert session.query(Upload).count() == 1  # of what was cut off nothing is left
 
 
 def test_tus_js_client_gives_an_upload_up(sqlite_service: Service, file: Path) -> None:

@@ -164,6 +164,40 @@ def test_a_full_disk_is_told_and_the_upload_goes_on_when_there_is_room(settings:
         _finish(tus, url)
 
 
+def test_of_a_creation_that_a_full_disk_ends_nothing_remains(settings: Settings) -> None:
+    with running(settings) as service:
+        tus = Tus(service)
+        with _full_disk():
+            answer = tus.post(len(CONTENT), content=CONTENT)
+            assert (answer.status_code, answer.json()["code"]) == (507, "upload.disk_full"), answer.text
+            assert "no upload was begun" in answer.json()["detail"]
+        assert _nothing_begun(tus)
+
+
+@pytest.mark.parametrize("ending", ["silent", "half closed", "cut"])
+def test_of_a_creation_whose_bytes_stop_coming_nothing_remains(settings: Settings, ending: str) -> None:
+    seconds = 0.5 if ending == "silent" else 60.0
+    with running(settings.model_copy(update={"body_idle_seconds": seconds})) as service:
+        tus, base = Tus(service), service.http.base_url
+        head = f"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Type: {CHUNK_TYPE}\r\nTus-Resumable: 1.0.0\r\n"
+        sizes = f"Upload-Length: {len(CONTENT)}\r\nContent-Length: {len(CONTENT)}\r\n"
+        with socket.create_connection((base.host, base.port or 80), 25) as connection:
+            connection.sendall(f"{head}{sizes}Upload-Metadata: {metadata()}\r\n\r\n".encode() + CONTENT[:2_000_000])
+            assert soon(lambda: len(tus.staged()) == 2)
+            if ending == "half closed":
+                connection.shutdown(socket.SHUT_WR)
+            told = b"" if ending == "cut" else b"".join(iter(lambda: connection.recv(65536), b""))
+        assert soon(lambda: _nothing_begun(tus))
+        statuses = {"silent": b"HTTP/1.1 408 ", "half closed": b"HTTP/1.1 400 ", "cut": b""}
+        assert told.startswith(statuses[ending])
+        assert b"is kept" not in told
+
+
+def _nothing_begun(tus: Tus) -> bool:
+    with tus.service.context.database.reading() as session:
+        return not tus.staged() and session.query(Upload).count() == 0
+
+
 def test_below_the_least_free_space_no_chunk_is_taken_in_and_what_came_is_kept(settings: Settings) -> None:
     with running(settings) as service:
         url = Tus(service).create(len(CONTENT))

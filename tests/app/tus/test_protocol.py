@@ -189,8 +189,20 @@ def test_a_chunk_that_is_not_what_its_checksum_says_is_not_kept(tus: Tus, algori
     assert (last.status_code, last.headers["Repr-Digest"]) == (204, repr_digest(CONTENT))
 
 
-def test_a_first_chunk_with_a_wrong_checksum_is_not_kept_either(tus: Tus) -> None:
-    _problem(tus.post(5, content=b"jello", **checksum(b"hello")), 460, "upload.checksum_mismatch")
+def test_of_a_creation_whose_first_chunk_is_refused_nothing_remains(tus: Tus) -> None:
+    """No client would find it again: tuspy and tus-js-client read Location in an answer that is 2xx, and no other."""
+    refused = [
+        (tus.post(5, content=b"jello", **checksum(b"hello")), 460, "upload.checksum_mismatch"),
+        (tus.post(5, content=b"hello and more"), 413, "upload.too_large"),
+        (tus.post(5, metadata(sha256=sha256(b"hello")), content=b"jello"), 422, "upload.digest_mismatch"),
+        (tus.post(0, metadata(sha256=sha256(b"hello"))), 422, "upload.digest_mismatch"),
+    ]
+    for answer, status, code in refused:
+        _problem(answer, status, code)
+        assert "Location" not in answer.headers
+    assert tus.staged() == []
+    with tus.service.context.database.reading() as session:
+        assert session.query(Upload).count() == 0
     assert _files(tus.service) == []
 
 
