@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 from app.store.ids import is_id
 from app.store.models import Delivery, Webhook
 
+_COUNTING = 0x77656268  # "webh": the kind of lock; beside it, the tenant is only a number
+
 
 def get(session: Session, tenant: str, webhook_id: str) -> Webhook | None:
     """By id; None if it is another tenant's."""
@@ -21,8 +23,11 @@ def get_locked(session: Session, tenant: str, webhook_id: str) -> Webhook | None
     return _own(session.get(Webhook, webhook_id, with_for_update=True) if is_id(webhook_id) else None, tenant)
 
 
-def count(session: Session, tenant: str) -> int:
-    """How many the tenant has."""
+def count_alone(session: Session, tenant: str) -> int:
+    """How many the tenant has; no other can count and add until the transaction ends."""
+    # A tenant has no row to lock. SQLite's transactions begin with its only write lock.
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(_COUNTING, func.hashtext(tenant))))
     return session.scalars(select(func.count()).select_from(Webhook).where(Webhook.tenant == tenant)).one()
 
 

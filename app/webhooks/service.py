@@ -43,7 +43,7 @@ def create(session: Session, owner: Owner, wanted: WebhookIn, settings: Settings
     """
     secret = new_secret() if wanted.secret is None else wanted.secret
     _refuse([*url_problems(wanted.url, _peers(settings)), *event_problems(wanted.events), *secret_problems(secret)])
-    if repository.count(session, owner.tenant) >= settings.webhooks_per_tenant:
+    if repository.count_alone(session, owner.tenant) >= settings.webhooks_per_tenant:
         raise TooManyWebhooks(f"There are {settings.webhooks_per_tenant} already; delete one that is not needed.")
     webhook = Webhook(
         id=new_webhook_id(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,6 +14,10 @@ from app.signing import new_secret
 from app.store import deliveries
 from app.store.deliveries import Miss, Patience
 from app.store.models import Delivery, Webhook
+from app.store.ownership import Owner
+from app.webhooks import service as webhooks
+from app.webhooks.errors import TooManyWebhooks
+from app.webhooks.schemas import WebhookIn
 from tests.app.factories import Service
 
 EVENTS = ["fusion.started", "fusion.succeeded"]
@@ -283,6 +288,25 @@ def test_a_tenant_has_only_so_many(sqlite_service: Service) -> None:
         _created(sqlite_service)
     answer = sqlite_service.http.post("/v1/webhooks", json={"url": "https://example.com/", "events": EVENTS})
     assert (answer.status_code, answer.json()["code"]) == (409, "webhook.too_many")
+
+
+def test_a_tenants_last_webhook_is_made_once_however_many_make_one_at_once(service: Service) -> None:
+    wanted = WebhookIn(url="https://example.com/", events=EVENTS)
+    settings = service.context.settings.model_copy(update={"webhooks_per_tenant": 1})
+
+    def create(tenant: str) -> None:
+        with service.context.database.transaction() as session:
+            webhooks.create(session, Owner("key_x", tenant), wanted, settings)
+
+    with ThreadPoolExecutor(1) as threads:
+        with service.context.database.transaction() as session:
+            webhooks.create(session, Owner("key_one", "one"), wanted, settings)
+            meanwhile = threads.submit(create, "one")
+            with pytest.raises(TimeoutError):
+                meanwhile.result(0.3)
+        with pytest.raises(TooManyWebhooks):
+            meanwhile.result(30)
+    create("two")
 
 
 def test_pings_that_never_arrive_dont_pile_up(service: Service) -> None:
