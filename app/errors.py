@@ -48,7 +48,6 @@ _OF_ANY_CALL = (401, 403, 408, 414, 421, 422, 429, 431, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
     "string_pattern_mismatch": "must match {pattern}",
-    "json_invalid": "is not well-formed JSON: {error}; correct it",
 }
 
 
@@ -371,6 +370,10 @@ def _writable(text: str) -> str:
 
 
 def _from_pydantic(entry: Mapping[str, Any], known: Iterable[str]) -> Problem:
+    if entry["type"] == "json_invalid":
+        where, at = entry["loc"]  # a character, and no key
+        error = entry["ctx"]["error"]
+        return Problem(where, entry["type"], f"is not well-formed JSON at character {at}: {error}; correct it")
     *place, last = entry["loc"] or ("request",)
     parts = [str(part) for part in (*place, last)]
     location = ".".join(parts[1:] if parts[0] in {"body", "query", "path", "header"} and len(parts) > 1 else parts)

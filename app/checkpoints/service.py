@@ -14,6 +14,7 @@ from starlette.requests import Request
 from app.checkpoints import repository
 from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesChanged, FilesMissing, PathsConflict
 from app.checkpoints.schemas import CheckpointIn
+from app.errors import summary
 from app.examining.examiners import CheckpointFacts, Examiners, TensorFacts
 from app.storage_away import log_gone
 from app.store.blobs import BlobGone, BlobStore, StoredBlob
@@ -58,7 +59,7 @@ def gather(session: Session, owner: Owner, wanted: CheckpointIn) -> Candidate:
         if path not in uploaded and path not in blobs
     ]
     if problems:
-        raise FilesMissing(f"{len(problems)} of the files were not uploaded.", errors=problems)
+        raise FilesMissing(summary(problems), errors=problems)
     _check_folders(paths)
     return Candidate(wanted.name, tuple(uploaded[path] for path in paths))
 

@@ -78,6 +78,8 @@ def test_files_that_were_not_uploaded_are_all_listed(service: Service) -> None:
     service.upload("checkpoints", "net", "model.safetensors", chain())
     answer = service.http.post("/v1/checkpoints", json={"name": "net", "files": ["x", "model.safetensors", "y"]})
     assert (answer.status_code, answer.json()["code"]) == (422, "checkpoint.files_missing")
+    detail = "files: 'x' was not uploaded under the name 'net'; PUT it first (and 1 more, see errors)"
+    assert answer.json()["detail"] == detail
     assert ["'x'" in answer.json()["errors"][0]["message"], "'y'" in answer.json()["errors"][1]["message"]] == [
         True
     ] * 2

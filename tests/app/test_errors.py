@@ -55,7 +55,8 @@ def test_wrong_parameters_are_listed_with_their_places(sqlite_service: Service) 
     assert {entry["location"] for entry in problem["errors"]} == {"name", "file"}
     problem = _check(http.post("/v1/checkpoints", json=["x"]), 422, "request.invalid")
     headers = {"Content-Type": "application/json"}
-    _check(http.post("/v1/checkpoints", content=b'{"name":', headers=headers), 400, "request.malformed")
+    problem = _check(http.post("/v1/checkpoints", content=b'{"name":', headers=headers), 400, "request.malformed")
+    assert problem["detail"] == "body: is not well-formed JSON at character 8: Expecting value; correct it"
     _check(http.post("/v1/checkpoints", content=b"[" * 100_000, headers=headers), 400, "http.bad_request")
     _check(http.get("/v1/checkpoints?name=%00"), 422, "request.invalid")
 
