@@ -71,6 +71,10 @@ class FusionPool(TaskPool):  # type: ignore[misc]
         super().on_start()
         Thread(target=self._watch, args=(self._pool, Settings().lease_seconds), name="deadlines", daemon=True).start()
 
+    def did_start_ok(self) -> bool:
+        """Asked once. Celery ends a whole worker whose first child has died by then; its loop replaces it as any other."""
+        return True
+
     @staticmethod
     def _watch(pool: _Pool, lease_seconds: float) -> None:
         while True:

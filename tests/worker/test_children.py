@@ -65,3 +65,15 @@ def test_a_child_ends_after_so_many_jobs(rig: Rig) -> None:
     for fusion_id in ids:
         assert rig.ended(fusion_id).state == FusionState.SUCCEEDED
     assert len({_child_of(rig, fusion_id) for fusion_id in ids}) == 2
+
+
+def test_a_worker_whose_first_child_is_killed_while_it_starts_goes_on_with_another(rig: Rig) -> None:
+    rig.dispatcher()
+    worker = psutil.Process(rig.worker().pid)
+    rig.until(lambda: "[queues]" in rig.log())  # all that is loaded is loaded; now it forks
+    while not (children := worker.children()):
+        assert worker.is_running()
+    children[0].kill()
+    _run(rig)
+    assert "signal 9 (SIGKILL)" in rig.log()
+    assert worker.is_running()
