@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Examiners(chosen),
         Quotas.of(chosen, blobs.incoming.free_bytes),
     )
-    app.state.trace_readers = TraceReaders()
+    app.state.trace_readers = TraceReaders(chosen)
     app.state.yaml_reader = yaml_reader()
     v1 = APIRouter(prefix="/v1")
     for router in (

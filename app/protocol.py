@@ -1,4 +1,6 @@
-"""HTTP/1.1 on one connection: how long a head may take, how many connections there may be, and answers without a request."""
+"""HTTP/1.1 on one connection: how long a head and the taking of an answer may take, how many connections there may be, and
+answers without a request.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ class Protocol(H11Protocol):
     """HTTP/1.1, which tells even of a request that is no HTTP in the service's own way."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _taking_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """One more; beyond the limit it is told to come later, before anything is read of it."""
@@ -38,7 +41,26 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._stop_watching()
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Much of the answer waits to be taken: the caller has so long to take most of that, or the connection ends."""
+        super().pause_writing()
+        if self._taking_timer is None:
+            # No mere close, which would wait for what is left to be taken.
+            self._taking_timer = self.loop.call_later(self._settings.body_idle_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It was taken. Of an answer that was given up, the rest has to be taken in the same time."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if self._taking_timer is not None:
+            self._taking_timer.cancel()
+            self._taking_timer = None
 
     def _watch_head(self) -> None:
         """A head that has begun, or a connection that is new, has so long until the head is whole.

@@ -57,13 +57,19 @@ class Settings(BaseSettings):
     body_idle_seconds: PositiveFloat = Field(
         60.0,
         validation_alias="COGRAM_BODY_IDLE_SECONDS",
-        description="an upload's body that brings nothing is 408 then",
+        description="an upload's body that brings nothing is 408 then; a connection ends that takes nothing",
     )
     body_min_bytes_per_second: int = Field(
         1024,
         ge=0,
         validation_alias="COGRAM_BODY_MIN_BYTES_PER_SECOND",
         description="in each such span; less is 408, too",
+    )
+    trace_min_bytes_per_second: int = Field(
+        64 * 2**10,
+        ge=0,
+        validation_alias="COGRAM_TRACE_MIN_BYTES_PER_SECOND",
+        description="who takes a trace more slowly loses it, as few can be read at once; 0: nobody does",
     )
     max_json_bytes: PositiveInt = Field(2**20, validation_alias="COGRAM_MAX_JSON_BYTES")
     max_json_depth: PositiveInt = Field(64, validation_alias="COGRAM_MAX_JSON_DEPTH", description="of a recipe")

@@ -9,17 +9,19 @@ import asyncio
 import json
 import os
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.fusions.errors import TracesBusy, TraceUnreadable
 from app.fusions.trace_query import TraceQuery
+from app.settings import Settings
 
 _AT_ONCE = 2
 _QUEUE_SECONDS = 60.0
@@ -32,7 +34,8 @@ _log = structlog.get_logger("app.traces")
 class TraceReaders:
     """The readers of one API process; belongs to its event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._ending: set[asyncio.Task[Any]] = set()
 
@@ -75,7 +78,7 @@ class TraceReaders:
             self._slots.release()
             done()
 
-        return TraceReading(process, end)
+        return TraceReading(process, end, Pace(self._settings))
 
     def end(self, reading: TraceReading) -> None:
         """Ends the reader if it still runs; what it had written is read away, so that its pipes close."""
@@ -86,12 +89,13 @@ class TraceReaders:
 
 
 class TraceReading:
-    """One reader at work. It is killed when it, or whoever reads from it, has been silent for too long."""
+    """One reader at work. It is killed when it has been silent for too long, or whoever reads from it is too slow."""
 
-    def __init__(self, process: Process, on_end: Callable[[], None]) -> None:
+    def __init__(self, process: Process, on_end: Callable[[], None], pace: Pace) -> None:
         self.process = process
         self.following: int | None = None
         self._on_end = on_end
+        self._pace = pace
         self._stopped = False
         self._alarm = asyncio.get_running_loop().call_later(_SILENCE_SECONDS, self.stop)
 
@@ -103,10 +107,17 @@ class TraceReading:
         self.following = json.loads(line)["next"]
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """All that follows the first line; raises at the end if the reader did not end well."""
+        """All that follows the first line.
+
+        Raises:
+            TakenTooSlowly: when the reader has been kept waiting.
+            TraceUnreadable: at the end, if the reader did not end well.
+        """
         while piece := await self._output.read(_CHUNK):
             self._still_alive()
+            began = time.monotonic()
             yield piece
+            self._pace.note(len(piece), time.monotonic() - began)
             self._still_alive()
         if await self.process.wait():
             await self._fail()
@@ -144,6 +155,29 @@ class TraceReading:
         else:
             _log.error("trace.reader_failed", code=code, said=said[-4000:])
         raise TraceUnreadable.with_code(code)
+
+
+class TakenTooSlowly(ClientDisconnect):
+    """Half of the answer is out, so there is no way to tell but to close the connection."""
+
+
+class Pace:
+    """How slowly an answer may be taken: only the time that its taker needs counts, in spans that have a minimum each."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._span = settings.body_idle_seconds
+        self._least = self._span * settings.trace_min_bytes_per_second
+        self._waited, self._taken = 0.0, 0
+
+    def note(self, taken: int, waited: float) -> None:
+        """So many bytes were taken in so many seconds; raises TakenTooSlowly at the end of a span with too few."""
+        self._waited, self._taken = self._waited + waited, self._taken + taken
+        if self._waited < self._span:
+            return
+        if self._taken < self._least:
+            _log.info("trace.taken_too_slowly", taken_bytes=self._taken, seconds=round(self._waited, 1))
+            raise TakenTooSlowly
+        self._waited, self._taken = 0.0, 0
 
 
 class ReadingResponse(StreamingResponse):

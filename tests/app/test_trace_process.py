@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -20,7 +20,7 @@ from app.listening import listen
 from app.main import create_app
 from app.settings import Settings
 from app.store.migrate import migrate
-from tests.app.conftest import small
+from tests.app.conftest import running, small
 from tests.app.factories import Service, trace_file, trace_rows
 
 PARQUET = {"Accept": "application/vnd.apache.parquet"}
@@ -144,6 +144,39 @@ def test_clients_that_take_nothing_lose_their_readers_and_until_then_others_are_
         assert answer.headers["Retry-After"]
         _until(lambda: not _readers())
         assert sqlite_service.http.get(f"{url}?limit=1").status_code == 200
+
+
+def test_a_client_that_takes_a_little_now_and_then_loses_its_reader_and_its_connection(
+    sqlite_settings: Settings,
+) -> None:
+    changes = {"body_idle_seconds": 0.5, "trace_min_bytes_per_second": 10 * MEGABYTE}
+    with running(sqlite_settings.model_copy(update=changes)) as service:
+        url = _traced(service, 60_000)
+        whole = len(service.http.get(url).content)  # as fast as it comes
+        taken, deadline = 0, time.monotonic() + 15
+        with service.connect(url) as connection, suppress(ConnectionResetError):
+            _until(lambda: len(_readers()) == 1)
+            while piece := connection.recv(1 << 16):
+                taken += len(piece)
+                assert time.monotonic() < deadline
+                time.sleep(0.02 if _readers() else 0)
+        assert 0 < taken < whole
+        assert not _readers()
+        assert service.http.get(f"{url}?limit=1").status_code == 200
+
+
+def test_a_connection_whose_answer_nobody_takes_ends(sqlite_settings: Settings) -> None:
+    content = os.urandom(16 * MEGABYTE)  # more than the buffers of the system hold
+    with running(sqlite_settings.model_copy(update={"body_idle_seconds": 0.5})) as service:
+        fusion_id = service.fusion()
+        service.succeed(fusion_id, {"model.safetensors": content})
+        taken = 0
+        with service.connect(f"/v1/fusions/{fusion_id}/artifacts/model.safetensors") as connection:
+            time.sleep(1.5)
+            with suppress(ConnectionResetError):
+                while piece := connection.recv(MEGABYTE):
+                    taken += len(piece)
+        assert taken < len(content)
 
 
 def _readers(process: psutil.Process | None = None) -> list[psutil.Process]:
