@@ -43,6 +43,7 @@ _QUIET_SECONDS = 60.0  # the service speaks every 15 seconds at least; longer si
 _RECONNECT_SECONDS = 0.5
 _MOST_RECONNECTS = 60
 _MOST_RESENDS = 20
+_NOT_HELD = "blob.not_held"
 _PASSING = frozenset({502, 503, 504})  # a part of the service, or a proxy before it, is just away
 
 
@@ -209,18 +210,28 @@ class Client:
 
     def _create(self, kind: str, name: str, source: Path) -> dict[str, Any]:
         files = {source.name: source} if source.is_file() else _files_below(source)
+        digests = {path: _sha256(file) for path, file in files.items()}
+        try:
+            return self._once(f"/{kind}", json=self._bring(kind, name, files, digests))
+        except ServiceProblem as problem:
+            if all(error["code"] != _NOT_HELD for error in problem.errors):
+                raise
+        # What the service had was collected after it was asked: asked again, it lacks that, and gets it.
+        return self._once(f"/{kind}", json=self._bring(kind, name, files, digests))
+
+    def _bring(self, kind: str, name: str, files: Mapping[str, Path], digests: Mapping[str, str]) -> dict[str, Any]:
+        """Uploads what the service lacks; the document that makes a checkpoint or dataset of all."""
         document: dict[str, Any] = {"name": name}
         for path, file in files.items():
-            digest = _sha256(file)
-            if self.has(digest):
-                document.setdefault("blobs", {})[path] = f"sha256:{digest}"
+            if self.has(digests[path]):
+                document.setdefault("blobs", {})[path] = f"sha256:{digests[path]}"
                 continue
             if file.stat().st_size > _RESUMABLE_FROM:
-                ResumableUpload(self._http, kind.removesuffix("s"), name, path, file, digest).run()
+                ResumableUpload(self._http, kind.removesuffix("s"), name, path, file, digests[path]).run()
             else:
-                self._put(kind, name, path, file, digest)
+                self._put(kind, name, path, file, digests[path])
             document.setdefault("files", []).append(path)
-        return self._once(f"/{kind}", json=document)
+        return document
 
     def _events(self, fusion_id: str, last_event_id: int) -> Iterator[Event]:
         headers = {"Last-Event-ID": str(last_event_id)} if last_event_id else {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 
-from app.client import Client
+from app.client import Client, ServiceProblem
+from app.store.blobs import Collector
 from app.store.models import Checkpoint, Dataset, Fusion, UploadedFile
 from tests.app.factories import Service, chain, examples, sha256
 
@@ -113,3 +115,38 @@ def test_the_client_sends_nothing_twice(service: Service, tmp_path: Path, monkey
     assert sent == ["notes.txt"]
     assert [file["path"] for file in second["files"]] == ["config.json", "model.safetensors", "notes.txt"]
     assert second["files"][:2] == first["files"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_client_brings_after_all_what_is_collected_after_it_asked(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(chain())
+    (folder / "config.json").write_bytes(b"{}")
+    collector = Collector(service.context.database, service.context.blobs.storage, timedelta())
+    has, asked = Client.has, 0
+
+    def collected_after(client: Client, digest: str) -> bool:
+        nonlocal asked
+        there = has(client, digest)
+        if digest == sha256(chain()) and asked < times:
+            asked += 1
+            for checkpoint in service.http.get("/v1/checkpoints").json()["items"]:
+                assert service.http.delete(f"/v1/checkpoints/{checkpoint['id']}").status_code == 204
+            assert collector.take(digest)
+            if asked < times:  # another has brought it, and it will go the same way
+                service.checkpoint("other", chain())
+        return there
+
+    with Client(str(service.http.base_url)) as client:
+        client.upload_checkpoint("first", folder)
+        monkeypatch.setattr(Client, "has", collected_after)
+        if times == 1:
+            made = client.upload_checkpoint("net", folder)
+            assert [file["sha256"] for file in made["files"]] == [sha256(b"{}"), sha256(chain())]
+        else:
+            with pytest.raises(ServiceProblem, match=r"upload the file"):  # once more, and not for ever
+                client.upload_checkpoint("net", folder)
+    assert asked == times
