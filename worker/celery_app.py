@@ -60,6 +60,7 @@ app.conf.update(
     worker_redirect_stdouts=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
+    broker_channel_error_retry=True,  # one that refuses writes (a full disk, no replicas) is as one that is away
     visibility_timeout=_VISIBILITY_SECONDS,
     broker_transport_options={
         "visibility_timeout": _VISIBILITY_SECONDS,
