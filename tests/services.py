@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -237,6 +238,16 @@ class ObjectStorage:
         if self._process is not None:
             self._process.kill()
             self._process.wait(30)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Within the block it takes connections, and answers nobody; after it, all who still wait."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def _answers(self) -> bool:
         with socket.socket() as probe:

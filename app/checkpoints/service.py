@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
@@ -16,6 +15,7 @@ from app.checkpoints.errors import CheckpointInUse, CheckpointNotFound, FilesCha
 from app.checkpoints.schemas import CheckpointIn
 from app.errors import summary
 from app.examining.examiners import CheckpointFacts, Examiners, TensorFacts
+from app.fetching import fetched
 from app.storage_away import log_gone
 from app.store.blobs import BlobGone, BlobStore, StoredBlob
 from app.store.ids import new_checkpoint_id
@@ -87,7 +87,7 @@ async def examine(candidate: Candidate, blobs: BlobStore, examiners: Examiners, 
         FilesMissing: when a file's bytes are no longer in the storage.
     """
     try:
-        async with contextmanager_in_threadpool(blobs.storage.headers(contents(candidate.files))) as paths:
+        async with fetched(blobs.storage.headers(contents(candidate.files))) as paths:
             return await examiners.checkpoint(paths, request)
     except BlobGone as error:
         log_gone(error)
@@ -146,7 +146,7 @@ async def tensors(
     checkpoint: Checkpoint, blobs: BlobStore, examiners: Examiners, start: int, limit: int, request: Request
 ) -> Sequence[TensorFacts]:
     """Tensors by name from place ``start``."""
-    async with contextmanager_in_threadpool(blobs.storage.headers(contents(checkpoint.files))) as paths:
+    async with fetched(blobs.storage.headers(contents(checkpoint.files))) as paths:
         return await examiners.tensors(paths, start, limit, request)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
@@ -14,6 +13,7 @@ from app.datasets.errors import DatasetInUse, DatasetNotFound, FileChanged, File
 from app.datasets.schemas import DatasetIn
 from app.errors import summary
 from app.examining.examiners import Examiners
+from app.fetching import fetched
 from app.storage_away import log_gone
 from app.store.blobs import BlobGone, BlobStore, StoredBlob
 from app.store.ids import new_dataset_id
@@ -53,7 +53,7 @@ async def examine(file: UploadedFile, blobs: BlobStore, examiners: Examiners, re
         FileMissing: when its bytes are no longer in the storage.
     """
     try:
-        async with contextmanager_in_threadpool(blobs.storage.whole(StoredBlob(file.digest, file.size))) as path:
+        async with fetched(blobs.storage.whole(StoredBlob(file.digest, file.size))) as path:
             return await _facts(path, file, examiners, request)
     except BlobGone as error:
         log_gone(error)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
@@ -15,6 +14,7 @@ from app.checkpoints import repository as checkpoints
 from app.checkpoints.service import contents
 from app.datasets import repository as datasets
 from app.examining.examiners import Examiners, Files
+from app.fetching import fetched
 from app.storage_away import log_gone
 from app.store.blobs import BlobGone, BlobStore
 from app.store.models import Checkpoint, Dataset
@@ -62,7 +62,7 @@ async def compare(checked: Checked, blobs: BlobStore, examiners: Examiners, requ
         return checked
     facts = {key: _facts(row) for key, row in checked.datasets.items()}
     document = checked.recipe.to_document()
-    async with contextmanager_in_threadpool(_headers(checked, blobs)) as (paths, gone):
+    async with fetched(_headers(checked, blobs)) as (paths, gone):
         if gone:
             return replace(checked, problems=_gone(checked.recipe, gone))
         problems, estimates = await examiners.recipe(document, paths, facts, request)

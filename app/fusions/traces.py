@@ -15,6 +15,7 @@ from starlette.responses import Response
 from app.auth import Reader
 from app.context import Context, Ctx
 from app.errors import declared
+from app.fetching import fetch
 from app.fusions import contract, service
 from app.fusions.downloads import blob_response
 from app.fusions.schemas import LayerSummary, SourceShare, TraceSummary
@@ -89,7 +90,7 @@ async def _read(
 ) -> TraceReading:
     """A reading of the trace, which stays where the reader finds it until the reading ends."""
     held = ExitStack()
-    path = await run_in_threadpool(held.enter_context, ctx.blobs.storage.whole(blob))
+    path = await fetch(ctx.blobs.storage.whole(blob), held)
     return await readers.read(query(str(path)), request, held.close)
 
 

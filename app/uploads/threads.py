@@ -20,19 +20,20 @@ _PLACING = ThreadPoolExecutor(16, thread_name_prefix="upload-place")
 
 def in_thread(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
     """For what takes moments: opening, writing a piece. It is done to its end even if nobody awaits it any more."""
-    return _begun(_SHORT, function, arguments)
+    return begun(_SHORT, function, *arguments)
 
 
 def in_long_thread(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
     """For what may take minutes."""
-    return _begun(_LONG, function, arguments)
+    return begun(_LONG, function, *arguments)
 
 
 def in_placing_thread(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
     """For bringing a whole file to the blobs."""
-    return _begun(_PLACING, function, arguments)
+    return begun(_PLACING, function, *arguments)
 
 
-def _begun(pool: ThreadPoolExecutor, function: Callable[..., T], arguments: tuple[object, ...]) -> asyncio.Future[T]:
+def begun(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+    """For a pool of the caller's own. It is done to its end even if nobody awaits it any more."""
     context = contextvars.copy_context()  # log lines from there carry the request's id, too
     return asyncio.get_running_loop().run_in_executor(pool, partial(context.run, function, *arguments))

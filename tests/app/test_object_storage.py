@@ -32,15 +32,6 @@ def far(tmp_path: Path, sqlite_url: str, broker_server: str, blob_url: str) -> I
         yield service
 
 
-@pytest.fixture
-def mortal(object_server: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> Iterator[services.ObjectStorage]:
-    """A server of the test's own."""
-    with services.object_storage() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
 def forget_copies(service: Service) -> None:
     """What other machines have to begin with."""
     shutil.rmtree(service.context.settings.blob_cache_dir, ignore_errors=True)
