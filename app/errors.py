@@ -48,6 +48,7 @@ _OF_ANY_CALL = (401, 403, 408, 414, 421, 422, 429, 431, 500, 503)
 _WORDS = WORDS | {
     "int_parsing": "must be a whole number",
     "string_pattern_mismatch": "must match {pattern}",
+    "enum": "must be {expected}",
 }
 
 

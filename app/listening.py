@@ -64,6 +64,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise CannotServe(f"can't listen on {host}:{port}: {error.strerror}. Choose another --port, or 0.") from error
+        raise CannotServe(
+            f"can't listen on {host}:{port}: {error.strerror}. Choose another --host or --port; port 0 is any free one."
+        ) from error
     listener.listen(2048)
     return listener

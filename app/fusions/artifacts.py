@@ -22,7 +22,7 @@ _ELSEWHERE: dict[int | str, dict[str, Any]] = {
     307: {"description": "The same file, from the storage itself (COGRAM_PRESIGNED_SECONDS)"}
 }
 _FILE: dict[str, Any] = {
-    "responses": contract.downloads(MEDIA_TYPES) | _ELSEWHERE | declared(404, 409, 410, 416),
+    "responses": contract.downloads(MEDIA_TYPES) | _ELSEWHERE | declared(404, 409, 410, 412, 416),
     "openapi_extra": contract.DOWNLOAD,
     "response_class": Response,
 }
@@ -42,7 +42,7 @@ def list_artifacts(fusion_id: str, caller: Reader, ctx: Ctx) -> ArtifactList:
 
 @router.get("/{fusion_id}/artifacts/{path:path}", **_FILE)
 def download_artifact(fusion_id: str, path: str, request: Request, caller: Reader, ctx: Ctx) -> Response:
-    """One file, or a part of it (Range, If-Range, If-None-Match)."""
+    """One file, or a part of it (Range, If-Range, If-Match, If-None-Match)."""
     with ctx.database.reading() as session:
         file = service.artifact(session, caller.tenant, fusion_id, path)
     blob = StoredBlob(file.digest, file.size)

@@ -22,6 +22,7 @@ def _header(name: str, description: str) -> dict[str, Any]:
 IF_NONE_MATCH = _header("If-None-Match", "entity tags that are known already; 304 if it is one of them")
 DOWNLOAD = {
     "parameters": [
+        _header("If-Match", "entity tags, one of which the file has to have; 412 if it has another"),
         IF_NONE_MATCH,
         _header("Range", "bytes=FIRST-LAST; any other form means the whole"),
         _header("If-Range", "the entity tag that the range is about; the whole, if it is another by now"),

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
-from app.fusions.preconditions import chosen_range, none_match
+from app.fusions.preconditions import chosen_range, none_match, require_match
 from app.store.blobs import Storage, StoredBlob
 from app.uploads.digests import repr_digest
 
@@ -25,7 +25,12 @@ MEDIA_TYPES = (_PLAIN, *_BY_SUFFIX.values())
 
 
 def blob_response(request: Request, storage: Storage, path: str, blob: StoredBlob) -> Response:
-    """The file, a part of it, or 304, as the request's headers ask."""
+    """The file, a part of it, or 304, as the request's headers ask.
+
+    Raises:
+        ArtifactIsAnother: when If-Match names other bytes.
+        RangeOutside: when the file has not the bytes that Range asks for.
+    """
     size, tag = blob.size, f'"{blob.digest}"'
     headers = {
         "ETag": tag,
@@ -36,6 +41,7 @@ def blob_response(request: Request, storage: Storage, path: str, blob: StoredBlo
         "X-Content-Type-Options": "nosniff",
     }
     media_type = _BY_SUFFIX.get(PurePosixPath(path).suffix, _PLAIN)
+    require_match(request.headers.get("If-Match"), tag)
     if not none_match(request.headers.get("If-None-Match"), tag):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":

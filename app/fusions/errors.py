@@ -9,6 +9,7 @@ from app.errors import (
     BadRequest,
     Conflict,
     NotFound,
+    PreconditionFailed,
     RangeNotSatisfiable,
     Unavailable,
     Unprocessable,
@@ -75,6 +76,12 @@ class RecipeRefused(Unprocessable):
     """The recipe can't be run; lists every reason."""
 
     code, title = "recipe.invalid", "Invalid recipe"
+
+
+class ArtifactIsAnother(PreconditionFailed):
+    """The caller wants other bytes than the file has."""
+
+    code, title = "artifact.is_another", "Another file than expected"
 
 
 class RangeOutside(RangeNotSatisfiable):

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import re
 
-from app.fusions.errors import RangeOutside
+from app.fusions.errors import ArtifactIsAnother, RangeOutside
 
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 _RANGE = re.compile(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.IGNORECASE)
+
+
+def require_match(header: str | None, tag: str) -> None:
+    """Nothing, if the caller's If-Match holds ``tag`` or is not there.
+
+    Raises:
+        ArtifactIsAnother: otherwise. The comparison is the strong one.
+    """
+    if header is None or header.strip() == "*":
+        return
+    strong = {found[0] for found in _TAG.finditer(header)}  # with W/ before the quotes it is another text
+    if tag not in strong:
+        raise ArtifactIsAnother(f"The file's entity tag is {tag}, and If-Match names others only; look at it again.")
 
 
 def none_match(header: str | None, tag: str) -> bool:

@@ -98,6 +98,18 @@ def test_if_range_decides_between_the_part_and_the_whole(service: Service, url: 
         assert service.http.get(f"{url}/model.safetensors", headers=headers).status_code == status, if_range
 
 
+def test_who_wants_other_bytes_gets_none(service: Service, url: str) -> None:
+    tag = f'"{sha256(CONTENT)}"'
+    for header, status in [(tag, 200), (f'"x", {tag}', 200), ("*", 200), ('"x"', 412), (f"W/{tag}", 412), ("", 412)]:
+        for method in ("GET", "HEAD"):
+            answer = service.http.request(method, f"{url}/model.safetensors", headers={"If-Match": header})
+            assert answer.status_code == status, header
+    both = {"If-Match": '"x"', "If-None-Match": tag, "Range": "bytes=0-1"}
+    refused = service.http.get(f"{url}/model.safetensors", headers=both)
+    assert (refused.status_code, refused.json()["code"]) == (412, "artifact.is_another")
+    assert tag in refused.json()["detail"]
+
+
 def test_what_the_caller_has_is_not_sent_again(service: Service, url: str) -> None:
     tag = f'"{sha256(CONTENT)}"'
     for header, status in [(tag, 304), (f'"x", W/{tag}', 304), ("*", 304), ('"x"', 200)]:

@@ -73,6 +73,8 @@ def test_a_mistyped_or_missing_key_is_told_with_its_remedy(sqlite_service: Servi
     assert [entry["message"] for entry in problem["errors"]] == ["must be text", "needs 1 or more entries"]
     problem = _check(http.get("/v1/fusions?limit=x"), 422, "request.invalid")
     assert problem["errors"][0]["message"] == "must be a whole number"
+    problem = _check(http.get("/v1/fusions?state=lost"), 422, "request.invalid")
+    assert problem["errors"][0]["message"].startswith("must be 'queued', 'running',")
     problem = _check(http.post("/v1/checkpoints", json={"name": ".."}), 422, "request.invalid")
     assert problem["errors"][0]["message"] == "a name has more than dots"
 
