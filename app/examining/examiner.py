@@ -20,6 +20,7 @@ from app.examining.limits import OUT_OF_MEMORY, bound_memory, bound_processor
 from cogram_core.errors import InvalidInput
 from cogram_core.preflight import DatasetFacts, preflight, read_dataset_facts, summarise_checkpoint
 from cogram_core.recipe import Recipe
+from cogram_core.recipe.methods import parameter_validator
 
 _GROWTH_BYTES = 64 * 2**20  # that much more than at the start, and a fresh child takes over
 _MOST_QUESTIONS = 5_000
@@ -30,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory-bytes", type=int, required=True)
     bound_memory(parser.parse_args().memory_bytes)
+    parameter_validator()  # loaded now, while nobody waits
     gc.collect()
     gc.freeze()
     gc.disable()  # headers make no cycles; looking for some among 150,000 tensors takes as long as reading them

@@ -56,7 +56,7 @@ def unknown_method(name: str, location: str) -> Problem:
 
 def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location: str) -> list[Problem]:
     """All that is wrong with a stage's parameters."""
-    errors = _validator()(entry.schema).iter_errors(dict(parameters))
+    errors = parameter_validator()(entry.schema).iter_errors(dict(parameters))
     # A value of the wrong type is none of an enumeration's either: two faults, one sentence.
     problems = list(dict.fromkeys(problem for error in errors for problem in _as_problems(error, entry, location)))
     faulty = {problem.location for problem in problems}
@@ -64,9 +64,9 @@ def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location
 
 
 @cache
-def _validator() -> type[Validator]:
+def parameter_validator() -> type[Validator]:
     """JSON Schema's, but for one thing: that takes 1.0 for a whole number, and the rest of a recipe doesn't."""
-    # A tenth of a second to load: spent with the first recipe, not before the API's first answer.
+    # A tenth of a second to load: spent with the first recipe, or by who has the time before, not in the API's start.
     from jsonschema import Draft202012Validator, validators
 
     whole = Draft202012Validator.TYPE_CHECKER.redefine(
