@@ -20,8 +20,7 @@ from app.datasets.endpoints import router as datasets
 from app.examining.examiners import Examiners
 from app.fusions.artifacts import router as artifacts
 from app.fusions.bell import Bell
-from app.fusions.documents import yaml_reader
-from app.fusions.endpoints import RECIPE_SCHEMAS
+from app.fusions.documents import recipe_schemas, yaml_reader
 from app.fusions.endpoints import router as fusions
 from app.fusions.events import router as events
 from app.fusions.trace_process import TraceReaders
@@ -129,7 +128,7 @@ def _openapi(app: FastAPI, credentials_required: bool) -> dict[str, Any]:
     """The contract; with the schemas of problems and recipes, and credentials if they are needed."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        document["components"]["schemas"].update(errors.problem_schemas() | RECIPE_SCHEMAS)
+        document["components"]["schemas"].update(errors.problem_schemas() | recipe_schemas())
         if credentials_required:
             document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():

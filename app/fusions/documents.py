@@ -23,6 +23,10 @@ from cogram_core.recipe.reading import read_text
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one that is never closed reaches to the end
 _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 _YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
+_SCHEMA = {"schema": {"$ref": "#/components/schemas/Recipe"}}
+RECIPE_BODY = {  # for OpenAPI
+    "requestBody": {"required": True, "content": {"application/json": _SCHEMA, "application/yaml": _SCHEMA}}
+}
 
 
 async def read_document(request: Request) -> Mapping[str, Any]:
@@ -54,13 +58,11 @@ def yaml_reader() -> anyio.CapacityLimiter:
     return anyio.CapacityLimiter(1)
 
 
-def recipe_schema() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The request body for OpenAPI, and the schemas that it refers to."""
+def recipe_schemas() -> dict[str, Any]:
+    """What ``RECIPE_BODY`` refers to."""
     schema = Recipe.model_json_schema(ref_template="#/components/schemas/{model}")
     parts = schema.pop("$defs", {})
-    reference = {"$ref": "#/components/schemas/Recipe"}
-    content = {media: {"schema": reference} for media in ("application/json", "application/yaml")}
-    return {"requestBody": {"required": True, "content": content}}, {"Recipe": schema, **parts}
+    return {"Recipe": schema, **parts}
 
 
 def _parse(body: bytes, is_json: bool, depth: int) -> Mapping[str, Any]:

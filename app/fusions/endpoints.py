@@ -13,7 +13,7 @@ from app.auth import Fuser, Reader
 from app.context import Context, Ctx
 from app.errors import ProblemEntry, declared
 from app.fusions import checking, contract, service
-from app.fusions.documents import read_document, recipe_schema
+from app.fusions.documents import RECIPE_BODY, read_document
 from app.fusions.preconditions import none_match
 from app.fusions.presenting import RETRY_AFTER, Rendered, fusion_out
 from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
@@ -27,7 +27,6 @@ from app.store.states import FINAL, FusionState
 
 router = APIRouter(prefix="/fusions", tags=["fusions"])
 Document = Annotated[Mapping[str, Any], Depends(read_document)]
-_RECIPE_BODY, RECIPE_SCHEMAS = recipe_schema()
 
 
 @router.post(
@@ -35,7 +34,7 @@ _RECIPE_BODY, RECIPE_SCHEMAS = recipe_schema()
     status_code=202,
     response_model=FusionOut,
     responses=declared(400, 413, 415, 503, 507),
-    openapi_extra=_RECIPE_BODY,
+    openapi_extra=RECIPE_BODY,
 )
 async def create_fusion(document: Document, request: Request, caller: Fuser, once: Once, ctx: Ctx) -> Response:
     """Queue a fusion. A recipe that can't be run is refused with every problem listed."""
@@ -43,7 +42,7 @@ async def create_fusion(document: Document, request: Request, caller: Fuser, onc
     return await run_in_threadpool(_submit, ctx, caller.owner, checked, once)
 
 
-@router.post("/validate", responses=declared(400, 413, 415, 503), openapi_extra=_RECIPE_BODY)
+@router.post("/validate", responses=declared(400, 413, 415, 503), openapi_extra=RECIPE_BODY)
 async def validate_recipe(document: Document, request: Request, caller: Reader, ctx: Ctx) -> ValidationOut:
     """Run every check of a submission, and queue nothing."""
     checked = await _checked(ctx, caller.tenant, document, request)
