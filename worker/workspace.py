@@ -59,7 +59,7 @@ class Workspace:
     ) -> dict[str, Path]:
         """Lays every file that the recipe refers to below ``inputs/``, and tells where each reference is.
 
-        Each may come from far away, so before each a ``sign`` of life is given.
+        Each may come from far away, so a ``sign`` of life is given before each, and as its bytes come in.
         Raises ``InvalidInput`` with every reference that is not in the store: a path of the machine is never opened.
         """
         found: dict[str, Path] = {}
@@ -74,7 +74,7 @@ class Workspace:
             folder = self.path / "inputs" / reference.value
             for path, blob in files.items():
                 sign()
-                _lay(folder, path, blob, blobs.storage)
+                _lay(folder, path, blob, blobs.storage, sign)
             found[reference.value] = folder / next(iter(files)) if reference.kind == "dataset" else folder
         if problems:
             raise InvalidInput(problems)
@@ -125,13 +125,13 @@ def _stored_files(session: Session, reference: Reference) -> dict[str, StoredBlo
     return {} if dataset is None else {dataset.path: StoredBlob(dataset.digest, dataset.size)}
 
 
-def _lay(folder: Path, path: str, blob: StoredBlob, storage: Storage) -> None:
+def _lay(folder: Path, path: str, blob: StoredBlob, storage: Storage, sign: Callable[[], None]) -> None:
     inside = PurePosixPath(path)
     if inside.is_absolute() or ".." in inside.parts:
         raise InvalidInput.single(path, "path.outside", "The stored path leaves its checkpoint.")
     target = folder / inside
     target.parent.mkdir(parents=True, exist_ok=True)
-    storage.lay(blob, target)
+    storage.lay(blob, target, sign)
 
 
 def _missing(reference: Reference, files: list[str]) -> Problem:

@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import torch
 
 from app.settings import Settings
 from app.store.blobs import Collector, StoredBlob
@@ -17,6 +19,7 @@ from app.store.states import FusionState
 from tests import services
 from tests.worker.conftest import LONG
 from tests.worker.rig import Rig
+from tests.worker.slow_line import slow_line
 
 
 @pytest.fixture
@@ -70,3 +73,23 @@ def test_a_storage_that_dies_while_a_job_runs_costs_an_attempt_and_no_result(
         with rig.blobs.storage.whole(StoredBlob(file.digest, file.size)) as path:  # compared with its digest
             assert path.stat().st_size == file.size
     rig.until(lambda: rig.work_folders() == [])
+
+
+def test_an_input_that_takes_longer_than_a_stall_to_come_is_waited_for_as_long_as_it_comes(
+    rig: Rig, storage: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.settings = rig.settings.model_copy(update={"stall_seconds": 5.0})
+    large = rig.checkpoint({"0.weight": torch.rand(1024, 10 * 1024)})  # 40 MiB
+    sources = [{"name": name, "checkpoint": large} for name in "ab"]
+    shutil.rmtree(rig.settings.blob_cache_dir)
+    server = urlsplit(storage.environment["AWS_ENDPOINT_URL"])
+    assert server.port is not None
+    with slow_line(server.port, 4 * 2**20) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        rig.dispatcher()
+        rig.worker()
+        fusion = rig.ended(rig.submit({"sources": sources, "stages": [{"method": "linear"}]}))
+    assert (fusion.state, fusion.attempt, fusion.losses) == (FusionState.SUCCEEDED, 1, 0), rig.log()
+    assert fusion.started_at is not None
+    assert fusion.finished_at is not None
+    assert fusion.finished_at - fusion.started_at > timedelta(seconds=2 * rig.settings.stall_seconds - 1)

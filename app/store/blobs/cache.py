@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import IO, Literal
 
 from app.store.blobs.content import CHUNK, BlobDamaged, StoredBlob
+from app.store.blobs.storage import Beat, unheard
 
 Fill = Callable[[IO[bytes]], None]
 _LOOK_SECONDS = 10.0
+_BEAT_SECONDS = 1.0
 _ABANDONED = timedelta(days=1)
 
 
@@ -35,13 +37,19 @@ class Cache:
         self._folder = folder
         self._limit = limit
 
-    def whole(self, blob: StoredBlob, target: Path, fill: Fill) -> None:
-        """Makes ``target`` a copy with all bytes; ``fill`` writes them if there is none yet, and they are checked."""
+    def whole(self, blob: StoredBlob, target: Path, fill: Fill, beat: Beat) -> None:
+        """Makes ``target`` a copy with all bytes; ``fill`` writes them if there is none yet, and they are checked.
+
+        Checking takes long, too, where there are many: ``beat`` is called meanwhile.
+        """
 
         def checked(file: IO[bytes]) -> None:
             fill(file)
             file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != blob.digest:  # type: ignore[arg-type]
+            digest = hashlib.sha256()
+            for piece in file_pieces(file, blob.size or 1, beat, _BEAT_SECONDS):
+                digest.update(piece)
+            if digest.hexdigest() != blob.digest:
                 raise BlobDamaged(f"blob {blob.digest} came back with other bytes than were stored")
 
         self._link(self._path("whole", blob), target, checked)
@@ -139,13 +147,14 @@ class Cache:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
-def copy_pieces(pieces: Iterator[bytes], file: IO[bytes]) -> None:
-    """Writes one piece after the other."""
+def copy_pieces(pieces: Iterator[bytes], file: IO[bytes], beat: Beat = unheard) -> None:
+    """Writes one piece after the other; calls ``beat`` for each."""
     for piece in pieces:
         file.write(piece)
+        beat()
 
 
-def file_pieces(file: IO[bytes], size: int, beat: Callable[[], None], every: float) -> Iterator[bytes]:
+def file_pieces(file: IO[bytes], size: int, beat: Beat, every: float) -> Iterator[bytes]:
     """A file piece by piece; calls ``beat`` between two pieces when the last call is ``every`` seconds ago."""
     beaten = time.monotonic()
     while piece := file.read(min(size, 8 * CHUNK)):

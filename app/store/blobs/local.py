@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from app.store.blobs.content import CHUNK, BlobGone, FoundBlob, StoredBlob
-from app.store.blobs.storage import Beat
+from app.store.blobs.storage import Beat, unheard
 from app.store.syncing import sync_folder
 
 
@@ -64,7 +64,7 @@ class LocalStorage:
         """The file itself."""
         yield self._there(blob)
 
-    def lay(self, blob: StoredBlob, target: Path) -> None:
+    def lay(self, blob: StoredBlob, target: Path, beat: Beat = unheard) -> None:  # noqa: ARG002  # a link takes no time
         """A symbolic link to the file."""
         if not target.is_symlink():  # one checkpoint may be referred to more than once
             target.symlink_to(self.path(blob.digest))

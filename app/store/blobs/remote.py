@@ -21,7 +21,7 @@ from obstore.store import from_url
 
 from app.store.blobs.cache import Cache, copy_pieces, file_pieces
 from app.store.blobs.content import CHUNK, BlobGone, FoundBlob, StorageError, StoredBlob
-from app.store.blobs.storage import Beat
+from app.store.blobs.storage import Beat, unheard
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, ClientConfig, GCSStore, ObjectStore, RetryConfig, S3Store
@@ -108,10 +108,12 @@ class RemoteStorage:
             self.lay(blob, room / "blob")
             yield room / "blob"
 
-    def lay(self, blob: StoredBlob, target: Path) -> None:
+    def lay(self, blob: StoredBlob, target: Path, beat: Beat = unheard) -> None:
         """A hard link to a copy."""
         if not target.exists():  # one checkpoint may be referred to more than once
-            self._cache.whole(blob, target, lambda file: copy_pieces(self._pieces(blob, 0, blob.size), file))
+            self._cache.whole(
+                blob, target, lambda file: copy_pieces(self._pieces(blob, 0, blob.size), file, beat), beat
+            )
 
     async def stream(self, blob: StoredBlob, begin: int, end: int) -> AsyncIterator[bytes]:
         """Piece by piece; the next one is on its way while the caller takes one."""

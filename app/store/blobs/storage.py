@@ -13,6 +13,10 @@ from app.store.blobs.content import FoundBlob, StoredBlob
 Beat = Callable[[], None]
 
 
+def unheard() -> None:
+    """A beat that nobody waits for."""
+
+
 class Storage(Protocol):
     """Bytes under their digest. Only ``BlobStore`` places and only the collector removes.
 
@@ -40,8 +44,8 @@ class Storage(Protocol):
     def whole(self, blob: StoredBlob) -> AbstractContextManager[Path]:
         """A path with all bytes; it holds for as long as the block runs."""
 
-    def lay(self, blob: StoredBlob, target: Path) -> None:
-        """Makes ``target`` a path with all bytes that holds until it is removed."""
+    def lay(self, blob: StoredBlob, target: Path, beat: Beat = unheard) -> None:
+        """Makes ``target`` a path with all bytes that holds until it is removed; ``beat`` is called as bytes come in."""
 
     def stream(self, blob: StoredBlob, begin: int, end: int) -> AsyncIterator[bytes]:
         """The bytes from ``begin`` to ``end``, in pieces."""
