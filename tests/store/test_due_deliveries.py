@@ -8,17 +8,7 @@ import pytest
 
 from app.store import deliveries
 from app.store.database import Database
-from tests.store.delivering import (
-    LAPSED,
-    age,
-    arrive,
-    due_now,
-    hold,
-    miss,
-    new_ping,
-    new_webhook,
-    publish,
-)
+from tests.store.delivering import LAPSED, age, arrive, due_now, hold, miss, new_ping, new_webhook, publish
 
 
 def test_what_is_due_is_published_once_for_each_try(database: Database) -> None:
