@@ -57,4 +57,5 @@ class BodyLimit:
         return HTTPException(413, f"A document has at most {self._limit} bytes here (COGRAM_MAX_JSON_BYTES).")
 
     def _too_slow(self) -> HTTPException:
-        return HTTPException(408, f"The body did not come within {self._seconds:g} seconds (COGRAM_BODY_IDLE_SECONDS).")
+        detail = f"The body did not come within {self._seconds:g} seconds (COGRAM_BODY_IDLE_SECONDS)."
+        return HTTPException(408, detail, {"Connection": "close"})  # the rest, if it comes at all, would come as slowly

@@ -36,20 +36,14 @@ from starlette.requests import ClientDisconnect
 from app.allowed_methods import allowed_methods
 from app.request_scope import current_request_id
 from app.store.outages import Outage, outage_in
+from app.validation import body_keys, from_pydantic
 from cogram_core.errors import InvalidInput, Problem
-from cogram_core.recipe.suggest import did_you_mean
-from cogram_core.recipe.wording import WORDS
 
 MEDIA_TYPE = "application/problem+json"
 _UNREGISTERED = {460: "Checksum Mismatch"}  # tus 1.0 has it, the registry of statuses hasn't
 _SOON = {"Retry-After": "2"}
 _MOST_TOLD = 100  # as many as a small document has keys would be an answer of megabytes, written while all others wait
 _OF_ANY_CALL = (401, 403, 408, 414, 421, 422, 429, 431, 500, 503)
-_WORDS = WORDS | {
-    "int_parsing": "must be a whole number",
-    "string_pattern_mismatch": "must match {pattern}",
-    "enum": "must be {expected}",
-}
 
 
 class ProblemEntry(BaseModel):
@@ -323,9 +317,9 @@ async def _tell_invalid_input(request: Request, error: Exception) -> JSONRespons
 
 async def _tell_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    known = _body_keys(request)
+    known = body_keys(request)
     entries = error.errors()
-    found = [_from_pydantic(entry, known) for entry in entries[:_MOST_TOLD]]
+    found = [from_pydantic(entry, known) for entry in entries[:_MOST_TOLD]]
     if len(entries) > _MOST_TOLD:
         found.append(
             Problem("request", "too_many", f"{len(entries) - _MOST_TOLD} more things are wrong; correct these")
@@ -344,7 +338,7 @@ async def _tell_http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == TooLarge.status:
         return await _tell_api_error(request, TooLarge(str(error.detail)))
     if error.status_code == RequestTimeout.status:
-        return await _tell_api_error(request, RequestTimeout(str(error.detail)))
+        return await _tell_api_error(request, RequestTimeout(str(error.detail), headers=error.headers))
     details = {
         404: f"There is nothing at {request.url.path}. GET /v1/openapi.json lists what there is.",
         405: f"{request.method} is not a method of {request.url.path}.",
@@ -368,37 +362,3 @@ def summary(problems: Sequence[Problem]) -> str:
 def _writable(text: str) -> str:
     """What a caller sent may hold characters that UTF-8 can't; an answer that quotes it must still be one."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _from_pydantic(entry: Mapping[str, Any], known: Iterable[str]) -> Problem:
-    if entry["type"] == "json_invalid":
-        where, at = entry["loc"]  # a character, and no key
-        error = entry["ctx"]["error"]
-        return Problem(where, entry["type"], f"is not well-formed JSON at character {at}: {error}; correct it")
-    *place, last = entry["loc"] or ("request",)
-    parts = [str(part) for part in (*place, last)]
-    location = ".".join(parts[1:] if parts[0] in {"body", "query", "path", "header"} and len(parts) > 1 else parts)
-    return Problem(location, str(entry["type"]), _in_words(entry, str(last), known))
-
-
-def _in_words(entry: Mapping[str, Any], name: str, known: Iterable[str]) -> str:
-    """What is wrong and what to do about it; pydantic's own words where there are no better ones."""
-    kind, context = entry["type"], entry.get("ctx", {})
-    match kind:
-        case "missing":
-            return "is required; add it"
-        case "extra_forbidden":
-            return f"unknown key {name!r}; {did_you_mean(name, known)}"
-        case "value_error":
-            return str(context["error"])
-        case _ if kind in _WORDS:
-            return _WORDS[kind].format(**context)
-        case _:
-            return str(entry["msg"])
-
-
-def _body_keys(request: Request) -> list[str]:
-    """The keys that the document of this call may have."""
-    field = getattr(request.scope.get("route"), "body_field", None)
-    model = field.field_info.annotation if field is not None else None
-    return [*model.model_fields] if isinstance(model, type) and issubclass(model, BaseModel) else []

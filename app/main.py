@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
@@ -27,6 +27,7 @@ from app.fusions.trace_process import TraceReaders
 from app.fusions.traces import router as traces
 from app.host_check import HostCheck
 from app.idempotency import AnsweredBefore
+from app.known_parameters import only_known_parameters
 from app.metrics.requests import MeasuredRequests, RequestMetrics
 from app.metrics.server import new_registry, serve_metrics
 from app.quotas import Quotas
@@ -71,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.trace_readers = TraceReaders(chosen)
     app.state.yaml_reader = yaml_reader()
-    v1 = APIRouter(prefix="/v1")
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(only_known_parameters)])
     for router in (
         fusions,  # first, as they are what is asked for most, and routes are tried in turn
         events,

@@ -166,6 +166,7 @@ def test_a_document_that_does_not_come_is_waited_for_so_long(sqlite_settings: Se
                 caller.sendall(head.encode() + b"{")
                 answer = caller.recv(65536)
             assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"\r\nconnection: close\r\n" in answer.lower()
         assert service.http.post("/v1/webhooks", json={}).status_code == 422
 
 

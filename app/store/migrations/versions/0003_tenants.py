@@ -1,4 +1,4 @@
-"""Accounts and tenants, resumable uploads, idempotent calls, webhooks, workers; what was there is the local caller's."""
+"""Accounts and tenants, resumable uploads, idempotent calls, webhooks; what was there before is the local caller's."""
 
 from __future__ import annotations
 
@@ -34,17 +34,10 @@ def upgrade() -> None:
     _uploads()
     _access()
     _webhooks()
-    op.create_table(  # who is there to run jobs
-        "workers",
-        sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("queues", sa.JSON(), nullable=False),
-        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_workers"),
-    )
 
 
 def downgrade() -> None:
-    for table in ("workers", "deliveries", "webhooks", "idempotent_calls", "accounts", "uploads"):
+    for table in ("deliveries", "webhooks", "idempotent_calls", "accounts", "uploads"):
         op.drop_table(table)
     for table in _REFERRING:
         op.drop_index(f"ix_{table}_digest", table)
