@@ -33,7 +33,7 @@ def main() -> None:
         celery_app.serve_fusions()
     # Workers have nothing to say to each other; asking around for them takes a second of every start.
     quiet = ["--without-mingle", "--without-gossip", "--hostname", f"{os.getpid()}@%h"]
-    celery_app.app.worker_main(["worker", "--queues", ",".join(sorted(queues)), *quiet, *more])
+    celery_app.app.worker_main(["--quiet", "worker", "--queues", ",".join(sorted(queues)), *quiet, *more])
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def _watch(served: Served, inputs: Inputs, collector: Collector, port: int, log:
         sum(inputs.path(name).stat().st_size for name in ("a", "b")),
         {name: values for place in range(PORTS) for name, values in _scrape(port + place).items()},
         collector,
-        [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")],
+        [json.loads(line) for line in log.read_text().splitlines()],
     )
 
 
