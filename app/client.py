@@ -36,6 +36,7 @@ __all__ = ["Client", "ClientError", "DamagedDownload", "Event", "ServiceProblem"
 _log = logging.getLogger(__name__)
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
+_TRACE_PAGE = 10_000  # decisions: a few megabytes
 _CHUNK = 1 << 20
 _RESUMABLE_FROM = 8 << 20  # smaller files are sent again faster than it is asked how much of them came
 _LONGEST_WAIT = 30
@@ -165,11 +166,18 @@ class Client:
             time.sleep(_RECONNECT_SECONDS)
 
     def trace(self, fusion_id: str, **filters: str) -> Iterator[dict[str, Any]]:
-        """Every decision, in order; filters: layer, kind, action."""
-        with self._http.stream("GET", f"/fusions/{fusion_id}/trace", params=filters) as answer:
+        """Every decision, in order; filters: layer, kind, action.
+
+        It comes in pages: who takes long over a decision keeps no connection waiting.
+        """
+        query = httpx.QueryParams({**filters, "limit": _TRACE_PAGE})
+        while True:
+            answer = self._request("GET", f"/fusions/{fusion_id}/trace", params=query)
             raise_for_problem(answer)
-            for line in answer.iter_lines():
-                yield json.loads(line)
+            yield from map(json.loads, answer.content.splitlines())
+            if "next" not in answer.links:
+                return
+            query = httpx.URL(answer.links["next"]["url"]).params
 
     def trace_summary(self, fusion_id: str) -> list[dict[str, Any]]:
         """The trace, layer by layer."""

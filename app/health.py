@@ -79,7 +79,7 @@ def _check_database(ctx: Context) -> None:
     except DBAPIError as error:
         if outage_in(error) is not None:
             raise
-        raise _NotReady("has not the tables of this version: run cogram migrate") from error
+        raise _NotReady("its tables can't be read as this version has them: run cogram migrate") from error
 
 
 def _check_broker(ctx: Context) -> None:

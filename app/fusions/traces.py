@@ -35,7 +35,7 @@ Readers = Annotated[TraceReaders, Depends(_readers)]
 router = APIRouter(prefix="/fusions", tags=["trace"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
-_ANSWERS: dict[int | str, dict[str, Any]] = contract.downloads((NDJSON, PARQUET)) | declared(404, 409, 410, 416, 503)
+_ANSWERS: dict[int | str, dict[str, Any]] = contract.downloads((NDJSON, PARQUET)) | declared(404, 409, 410, 412, 416, 503)
 
 
 @router.get("/{fusion_id}/trace", responses=_ANSWERS, openapi_extra=contract.DOWNLOAD, response_class=Response)
@@ -54,7 +54,7 @@ async def get_trace(
     """The decisions of a fusion that succeeded; with ``limit``, the Link header leads to the next page.
 
     Accept: application/vnd.apache.parquet gives one Parquet file instead of lines of JSON; without filters it is the
-    artifact itself, with its entity tag, and ranges of it can be had.
+    artifact itself, with its entity tag: ranges of it can be had, and only there conditions count.
     """
     filters = Filters(layer, kind, action)
     first = decode_number(page_token)

@@ -14,7 +14,7 @@ import app.client as client_module
 from app.client import Client, ClientError, DamagedDownload, ServiceProblem, Unreachable
 from app.settings import Settings
 from tests.app.conftest import running
-from tests.app.factories import Service, chain, examples
+from tests.app.factories import Service, chain, examples, trace_file, trace_rows
 
 
 @pytest.fixture
@@ -102,3 +102,17 @@ def test_a_damaged_download_is_not_kept(service: Service, client: Client, tmp_pa
     with pytest.raises(DamagedDownload, match=r"model\.safetensors"):
         client.download(fusion_id, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_trace_of_many_pages_is_one(service: Service, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = trace_rows(23)
+    fusion_id = service.fusion()
+    service.succeed(fusion_id, {"trace.parquet": trace_file(rows)})
+    expected = [row["seq"] for row in rows]
+    assert [row["seq"] for row in client.trace(fusion_id)] == expected
+    monkeypatch.setattr(client_module, "_TRACE_PAGE", 5)
+    assert [row["seq"] for row in client.trace(fusion_id)] == expected
+    layer = rows[0]["layer"]
+    assert [row["seq"] for row in client.trace(fusion_id, layer=layer)] == [
+        row["seq"] for row in rows if row["layer"] == layer
+    ]

@@ -45,7 +45,7 @@ def test_a_database_of_another_version_is_told_with_the_remedy(sqlite_service: S
             session.execute(text(broken))
         answer = http.get("/healthz/ready")
         assert answer.status_code == 503
-        assert answer.json()["detail"] == "database: has not the tables of this version: run cogram migrate"
+        assert answer.json()["detail"] == "database: its tables can't be read as this version has them: run cogram migrate"
         with database.transaction() as session:
             session.execute(text(mended))
         assert http.get("/healthz/ready").status_code == 200

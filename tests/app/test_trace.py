@@ -82,6 +82,13 @@ def test_parquet_is_the_artifact_itself_or_a_filtered_copy(service: Service, url
     assert table.column("seq").to_pylist() == [0, 1]
 
 
+def test_the_artifact_itself_keeps_conditions_as_the_contract_says(service: Service, url: str) -> None:
+    foreign = {"Accept": PARQUET, "If-Match": '"x"'}
+    assert service.http.get(url, headers=foreign).status_code == 412
+    declared = service.http.get("/v1/openapi.json").json()["paths"]["/v1/fusions/{fusion_id}/trace"]["get"]["responses"]
+    assert "412" in declared
+
+
 def test_the_summary_counts_each_layer(service: Service, url: str) -> None:
     rows = [row for row in trace_rows(ROWS) if row["layer"] == "fc2"]
     accepted = [row for row in rows if row["action"] == "merged"]
