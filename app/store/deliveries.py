@@ -26,7 +26,6 @@ from app.store.models import Delivery, Fusion, Webhook
 
 _IN_FLIGHT = 200  # messages in the queue at once; the rest wait here, where nothing gets lost
 _IN_FLIGHT_EACH = 4  # of one webhook, so that a slow receiver doesn't keep others waiting
-_IN_FLIGHT_OF_TENANT = 16  # of all its webhooks, so that nobody gets more of the queue by having many of them
 _MANY_FAILURES = 10
 _JITTER = (0.8, 1.2)
 _LOST = "The sender was lost in the middle of the last try."
@@ -141,9 +140,10 @@ def waiting_pings(session: Session, webhook: Webhook) -> int:
 
 
 def due(session: Session) -> list[Due]:
-    """What is to be published now: no more than the queue should hold, little of each tenant and less of each webhook.
+    """What is to be published now: as much as the queue should hold, little of each webhook.
 
-    Tenants take turns, whatever each has under way counted as turns it had; a tenant's own turns go round its webhooks.
+    Tenants take turns at the room that is free, whatever each has under way counted as turns it had; what others leave
+    is anyone's, so that a tenant alone has all of it. A tenant's own turns go round its webhooks.
     """
     now = database_now(session)
     may_begin = Delivery.due_at <= now
@@ -169,7 +169,7 @@ def due(session: Session) -> list[Due]:
     under_way = session.scalars(select(func.count()).select_from(by_webhook).where(~columns.ready)).one()
     chosen = (
         select(ranked.id, ranked.attempts)
-        .where(ranked.ready, ranked.turn <= _IN_FLIGHT_OF_TENANT)
+        .where(ranked.ready)
         .order_by(ranked.turn, ranked.due_at, ranked.id)
         .limit(max(0, _IN_FLIGHT - under_way))
     )

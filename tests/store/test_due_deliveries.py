@@ -73,20 +73,28 @@ def test_the_queue_never_holds_more_than_so_many(database: Database, monkeypatch
     assert publish(database) == waiting[3:4]
 
 
-def test_tenants_take_turns_however_many_webhooks_each_has(database: Database) -> None:
+def test_tenants_take_turns_however_many_webhooks_each_has(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [new_webhook(database, tenant="many") for _ in range(5)]
     flood = [[new_ping(database, webhook) for webhook in many] for _ in range(4)]
     few = new_webhook(database, tenant="few")
     quiet = [new_ping(database, few) for _ in range(2)]
     first, second = flood[0][:2]
     rounds = [*flood[0][2:], *flood[1], *flood[2], *flood[3]]
-    sent = publish(database)
-    assert sent == [first, quiet[0], second, quiet[1], *rounds[:14]]  # 16 of the many, each webhook in its turn
+    monkeypatch.setattr(deliveries, "_IN_FLIGHT", 18)
+    assert publish(database) == [first, quiet[0], second, quiet[1], *rounds[:14]]  # each webhook in its turn
     assert due_now(database) == []
     late = new_ping(database, new_webhook(database, tenant="late"))
-    assert publish(database) == [late]  # what has filled its share keeps nobody waiting
     arrive(database, hold(database, first))
+    assert publish(database) == [late]  # the next room is of whoever had least, not of whoever waits longest
+    arrive(database, hold(database, second))
     assert due_now(database) == [rounds[14]]
+
+
+def test_a_tenant_alone_has_the_whole_queue(database: Database) -> None:
+    webhooks = [new_webhook(database) for _ in range(8)]
+    turns = [[new_ping(database, webhook) for webhook in webhooks] for _ in range(5)]
+    assert publish(database) == [*turns[0], *turns[1], *turns[2], *turns[3]]  # four of each webhook
+    assert due_now(database) == []
 
 
 def test_what_a_tenant_has_under_way_counts_as_turns_that_it_had(
