@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +19,8 @@ from app.fusions.schemas import ArtifactList, ArtifactOut
 from app.store.blobs import BlobGone, StoredBlob
 
 router = APIRouter(prefix="/fusions", tags=["artifacts"])
+_CONDITIONS = ("If-Match", "If-Range", "If-None-Match")
+_OWN_TAG = re.compile(r'"[0-9a-f]{64}"')  # a sha256, which no storage has for its own tags
 _ELSEWHERE: dict[int | str, dict[str, Any]] = {
     307: {"description": "The same file, from the storage itself (COGRAM_PRESIGNED_SECONDS)"}
 }
@@ -46,7 +49,7 @@ def download_artifact(fusion_id: str, path: str, request: Request, caller: Reade
     with ctx.database.reading() as session:
         file = service.artifact(session, caller.tenant, fusion_id, path)
     blob = StoredBlob(file.digest, file.size)
-    return _elsewhere(blob, ctx) or blob_response(request, ctx.blobs.storage, file.path, blob)
+    return _elsewhere(request, blob, ctx) or blob_response(request, ctx.blobs.storage, file.path, blob)
 
 
 @router.head("/{fusion_id}/artifacts/{path:path}", **_FILE)
@@ -60,9 +63,14 @@ def look_at_artifact(fusion_id: str, path: str, request: Request, caller: Reader
     return blob_response(request, ctx.blobs.storage, file.path, blob)
 
 
-def _elsewhere(blob: StoredBlob, ctx: Context) -> Response | None:
-    """A redirection to the storage itself, where the settings want one and the storage can be read by others."""
-    if not ctx.settings.presigned_seconds:
+def _elsewhere(request: Request, blob: StoredBlob, ctx: Context) -> Response | None:
+    """A redirection to the storage itself, where the settings want one and the storage can be read by others.
+
+    Not for conditions on our entity tags: who follows sends them on to the storage, whose tags are others. Conditions on
+    the storage's tags, which earlier answers of its own told, are for the storage to judge.
+    """
+    conditions = " ".join(request.headers.get(name, "") for name in _CONDITIONS)
+    if not ctx.settings.presigned_seconds or _OWN_TAG.search(conditions):
         return None
     address = ctx.blobs.storage.address(blob, timedelta(seconds=ctx.settings.presigned_seconds))
     return None if address is None else RedirectResponse(address, 307, {"Cache-Control": "no-store"})

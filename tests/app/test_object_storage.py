@@ -127,6 +127,37 @@ def test_downloads_go_to_the_storage_itself_where_that_is_wanted(
         assert file.read_bytes() == CONTENT
 
 
+def test_conditions_hold_where_downloads_go_to_the_storage_itself(
+    tmp_path: Path, sqlite_url: str, broker_server: str, blob_url: str
+) -> None:
+    """The storage's entity tags are others than ours, and whoever follows a redirection sends its conditions on."""
+    with running(_far(tmp_path, sqlite_url, broker_server, blob_url, presigned_seconds=60)) as service:
+        fusion_id = service.fusion()
+        service.succeed(fusion_id, {"model.safetensors": CONTENT})
+        url = f"/v1/fusions/{fusion_id}/artifacts/model.safetensors"
+        ours, stale = service.http.head(url).headers["ETag"], f'"{sha256(b"another")}"'
+        theirs = httpx.get(service.http.get(url).headers["Location"]).headers["ETag"]
+        part, whole = (206, CONTENT[3:10]), (200, CONTENT)
+        asked: list[tuple[dict[str, str], tuple[int, bytes]]] = [
+            ({"If-Match": ours, "Range": "bytes=3-9"}, part),
+            ({"If-Range": ours, "Range": "bytes=3-9"}, part),
+            ({"If-Range": stale, "Range": "bytes=3-9"}, whole),
+            ({"If-None-Match": f'"x", {ours}'}, (304, b"")),
+            ({"If-None-Match": stale}, whole),
+            ({"If-Match": ours}, whole),
+        ]
+        for headers, expected in asked:
+            answer = service.http.get(url, headers=headers)
+            assert (answer.status_code, answer.content) == expected, headers
+            assert answer.headers["ETag"] == ours
+        assert service.http.get(url, headers={"If-Match": stale}).json()["code"] == "artifact.is_another"
+        for name, expected in (("If-Match", whole), ("If-None-Match", (304, b""))):
+            sent = service.http.get(url, headers={name: theirs})
+            assert sent.status_code == 307
+            answer = httpx.get(sent.headers["Location"], headers={name: theirs})
+            assert (answer.status_code, answer.content) == expected, name
+
+
 def test_a_storage_that_is_away_is_told_and_nothing_is_lost(
     tmp_path: Path, database_url: str, broker_server: str, mortal: services.ObjectStorage
 ) -> None:
