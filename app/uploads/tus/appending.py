@@ -17,12 +17,15 @@ from app.uploads.tus.protocol import Checksum
 T = TypeVar("T")
 
 # What a killed process may lose of a chunk: as much as came since the last sync. Each costs a wait for the disk.
-_KEEP_BYTES = 64 << 20
-_KEEP_SECONDS = 5.0
+_SPAN_BYTES = 64 << 20
+_SPAN_SECONDS = 5.0
 
 
 class Chunk:
     """What came of one request's body: gathered here, written by threads, kept as it goes on unless it is to be checked.
+
+    Before more is written after each span, ``go_on`` says whether it may: it raises where not. It is not asked about a
+    chunk that has ended, as what is there needs no more room.
 
     Where nobody could come back for what is kept, ``give_up`` removes it all when the chunk does not come to its end.
     """
@@ -32,17 +35,19 @@ class Chunk:
         target: Appender,
         room: int,
         checksum: Checksum | None,
-        when_kept: Callable[[], None],
+        go_on: Callable[[], None],
         give_up: Callable[[], None] | None = None,
     ) -> None:
         self._target = target
         self._room = room
         self._checksum = checksum
         self._digest = checksum.begun() if checksum else None
-        self._when_kept = when_kept
+        self._go_on = go_on
         self._give_up = give_up
         self._gathered = bytearray()
-        self._moved_at = time.monotonic()
+        self._is_to_ask = False
+        self._span_from = target.written
+        self._span_since = time.monotonic()
 
     async def receive(self, body: AsyncIterator[bytes], conclude: Callable[[], T]) -> T:
         """Appends what comes, a megabyte while the next one comes; ``conclude`` runs in the end, in a thread.
@@ -81,19 +86,24 @@ class Chunk:
     def _is_due(self) -> bool:
         """A thread is asked once a megabyte; for slow senders, every few seconds, so that little can be lost."""
         return len(self._gathered) >= CHUNK or (
-            len(self._gathered) > 0 and time.monotonic() - self._moved_at > _KEEP_SECONDS
+            len(self._gathered) > 0 and time.monotonic() - self._span_since > _SPAN_SECONDS
         )
 
     def _write(self, gathered: bytearray) -> None:
+        if self._is_to_ask:
+            self._go_on()
+            self._is_to_ask = False
+        self._append(gathered)
+        now = time.monotonic()
+        if self._target.written - self._span_from >= _SPAN_BYTES or now - self._span_since > _SPAN_SECONDS:
+            if self._checksum is None:
+                self._target.keep()
+            self._is_to_ask, self._span_from, self._span_since = True, self._target.written, now
+
+    def _append(self, gathered: bytearray) -> None:
         if self._digest is not None:
             self._digest.update(gathered)
         self._target.write(gathered)
-        now = time.monotonic()
-        unkept = self._target.written - self._target.mark.kept
-        if self._checksum is None and (unkept >= _KEEP_BYTES or now - self._moved_at > _KEEP_SECONDS):
-            self._target.keep()
-            self._when_kept()
-        self._moved_at = now
 
     def _break_off(self, gapless: bool) -> None:
         """Keeps what can be kept; what was gathered last only where all before it is known to be written."""
@@ -108,7 +118,7 @@ class Chunk:
 
     def _end(self, conclude: Callable[[], T]) -> T:
         try:
-            self._write(self._gathered)
+            self._append(self._gathered)
             self._check()
             self._target.keep()
             return conclude()

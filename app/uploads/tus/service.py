@@ -223,7 +223,7 @@ async def _receive(
         target,
         held.upload.length - held.offset,
         wanted.checksum,
-        when_kept=lambda: _go_on(ctx, held.upload, outcome),
+        go_on=lambda: _go_on(ctx, held.upload, outcome),
         give_up=partial(_remove, ctx, held) if is_new else None,
     )
     with full_disk_told(outcome):

@@ -39,7 +39,9 @@ class Tus:
 
     service: Service
 
-    def post(self, length: int | str, header: str | None = None, content: bytes = b"", **more: str) -> httpx.Response:
+    def post(
+        self, length: int | str, header: str | None = None, content: bytes | Iterator[bytes] = b"", **more: str
+    ) -> httpx.Response:
         """A creation, whatever comes of it."""
         headers = {"Upload-Length": str(length), "Upload-Metadata": header or metadata(), **VERSION}
         if content:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
 from app.settings import Settings
+from app.store.blobs.incoming import Incoming
 from app.store.models import Upload, UploadedFile
 from app.store.staging import Appender, Staging
 from app.uploads.tus import appending
@@ -211,29 +213,81 @@ def test_below_the_least_free_space_no_chunk_is_taken_in_and_what_came_is_kept(s
         _finish(Tus(service), url)
 
 
+@dataclass(frozen=True)
+class SharedDisk:
+    """10 MiB, less what others put there; 4 MiB stay free. The real one has room that nobody can foretell."""
+
+    others: Path
+    uploads: Path
+
+    def free_bytes(self) -> int:
+        return 10 * 2**20 - self.others.stat().st_size
+
+    def fill_when_staged(self, size: int) -> None:
+        """Waits for so many bytes of the only upload, then others come."""
+        assert soon(lambda: [part.stat().st_size for part in self.uploads.glob("*.part")] == [size])
+        self.others.write_bytes(bytes(7 * 2**20))
+
+
+@pytest.fixture
+def shared(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Tus, SharedDisk]]:
+    """A service on a disk that others use, looked at after whatever was written."""
+    disk = SharedDisk(tmp_path / "others", settings.uploads_dir)
+    disk.others.touch()
+    monkeypatch.setattr(appending, "_SPAN_SECONDS", 0.0)
+    monkeypatch.setattr(Incoming, "free_bytes", lambda _: disk.free_bytes())
+    with running(settings.model_copy(update={"min_free_bytes": 4 * 2**20})) as service:
+        yield Tus(service), disk
+
+
+@pytest.mark.parametrize(("headers", "kept"), [({}, 1000), (checksum(CONTENT), 0)], ids=["plain", "checksum"])
 def test_a_disk_that_others_fill_while_a_chunk_comes_ends_the_chunk_and_what_came_is_kept(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: tuple[Tus, SharedDisk], headers: dict[str, str], kept: int
 ) -> None:
-    monkeypatch.setattr(appending, "_KEEP_SECONDS", 0.0)
-    least = shutil.disk_usage(tmp_path).free - 2**30
-    with running(settings.model_copy(update={"min_free_bytes": least})) as service:
-        tus = Tus(service)
-        url = tus.create(len(CONTENT))
+    tus, disk = shared
+    url = tus.create(len(CONTENT))
 
-        def body() -> Iterator[bytes]:
-            yield CONTENT[:1000]
-            assert soon(lambda: tus.offset(url) == 1000)
-            with (tmp_path / "others").open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, 2**31)
-            for begin in range(1000, len(CONTENT), 10_000):
-                yield CONTENT[begin : begin + 10_000]
+    def body() -> Iterator[bytes]:
+        yield CONTENT[:1000]
+        disk.fill_when_staged(1000)
+        yield CONTENT[1000:]
 
-        # On a connection of its own, as the test asks on the other one meanwhile.
-        headers = {"Upload-Offset": "0", "Content-Type": CHUNK_TYPE, **VERSION}
-        _is_refused_for_room(httpx.patch(f"{service.http.base_url}{url}", content=body(), headers=headers, timeout=30))
-        (tmp_path / "others").unlink()
-        assert 1000 < tus.offset(url) < len(CONTENT)
-        _finish(tus, url)
+    _is_refused_for_room(tus.patch(url, 0, body(), headers))
+    assert tus.offset(url) == kept  # what was to be checked is kept whole or not at all
+    disk.others.write_bytes(b"")
+    _finish(tus, url)
+
+
+@pytest.mark.parametrize("way", ["creation", "append"])
+def test_a_disk_that_others_fill_once_all_bytes_are_there_refuses_nothing(
+    shared: tuple[Tus, SharedDisk], way: str
+) -> None:
+    tus, disk = shared
+
+    def body() -> Iterator[bytes]:
+        yield CONTENT[:1000]
+        disk.fill_when_staged(1000)
+
+    answer = tus.post(1000, content=body()) if way == "creation" else tus.patch(tus.create(1000), 0, body())
+    assert answer.is_success, answer.text
+    assert tus.service.blob(sha256(CONTENT[:1000])).read_bytes() == CONTENT[:1000]
+
+
+def test_what_comes_steadily_is_kept_every_few_seconds(sqlite_tus: Tus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short the time since the last write: of a sender of a megabyte a second no minute may be lost."""
+    monkeypatch.setattr(appending, "_SPAN_SECONDS", 0.3)
+    monkeypatch.setattr(appending, "CHUNK", 1000)
+    url = sqlite_tus.create(40_000)
+    kept = []
+
+    def body() -> Iterator[bytes]:
+        for begin in range(0, 40_000, 1000):
+            kept.append(sqlite_tus.service.context.staging.kept(url.rpartition("/")[2]).kept)
+            time.sleep(0.05)
+            yield CONTENT[begin : begin + 1000]
+
+    assert sqlite_tus.patch(url, 0, body()).status_code == 204
+    assert 0 < kept[-1] < 40_000
 
 
 def _is_refused_for_room(answer: httpx.Response) -> None:
