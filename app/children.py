@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import structlog
 
-_AUTOGROUP = Path("/proc/self/autogroup")
+_AUTOGROUP = "/proc/self/autogroup"
+_AUTOGROUP_TRIES, _AUTOGROUP_PAUSE = 5, 0.11  # seconds; see _stand_back
 _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0  # seconds before a child that died is started again
 _HEALTHY_AFTER = 30.0  # seconds; one that lived longer starts again at the first pause
@@ -142,8 +142,28 @@ def _begin(parent: int, program: Program) -> Callable[[], None]:
 
 
 def _stand_back(niceness: int) -> None:
-    """Raises this process's niceness, and that of its session where Linux shares the processors among sessions first."""
+    """Raises this process's niceness, and that of its session where Linux shares the processors among sessions first.
+
+    For a tenth of a second after a session's niceness was set, anywhere in the system, Linux asks to try again
+    (``EAGAIN``). It runs between fork and exec, so it calls the kernel and little else.
+    """
     os.nice(niceness)
-    if niceness:
-        with contextlib.suppress(OSError):  # no such file: niceness alone decides
-            _AUTOGROUP.write_text(str(niceness))
+    if not niceness:
+        return
+    for _ in range(_AUTOGROUP_TRIES):
+        try:
+            _nice_session(niceness)
+        except BlockingIOError:
+            time.sleep(_AUTOGROUP_PAUSE)
+        except OSError:  # no such file, or not allowed: niceness alone decides
+            return
+        else:
+            return
+
+
+def _nice_session(niceness: int) -> None:
+    descriptor = os.open(_AUTOGROUP, os.O_WRONLY)
+    try:
+        os.write(descriptor, b"%d" % niceness)
+    finally:
+        os.close(descriptor)
