@@ -5,6 +5,9 @@ answers without a request.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -13,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.context import Context
 from app.errors import ApiError, BadRequest, RequestTimeout, Unavailable, answer_to
+from app.request_scope import CUT
 from app.settings import Settings
 from app.uploads.tus.envelope import ALWAYS, PREFIX, is_below
 
@@ -26,6 +30,9 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """One more; beyond the limit it is told to come later, before anything is read of it."""
         super().connection_made(transport)
+        self.app_state = self.app_state | {CUT: self._cut}
+        # Whatever waits to be taken is watched, however little. Downloads lose nothing: the kernel's queue is full then.
+        transport.set_write_buffer_limits(high=0)
         limit = self._settings.max_connections
         if len(self.connections) > limit:
             detail = f"{limit} connections are open, and no more are taken (COGRAM_MAX_CONNECTIONS). Come again later."
@@ -45,17 +52,39 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Much of the answer waits to be taken: the caller has so long to take most of that, or the connection ends."""
+        """Something of the answer waits to be taken, as the kernel holds no more: from now on, some of it has to go."""
         super().pause_writing()
-        if self._taking_timer is None:
-            # No mere close, which would wait for what is left to be taken.
-            self._taking_timer = self.loop.call_later(self._settings.body_idle_seconds, self.transport.abort)
+        self._watch_taking()
 
     def resume_writing(self) -> None:
-        """It was taken. Of an answer that was given up, the rest has to be taken in the same time."""
+        """All of it went to the kernel, which needs no connection of ours for the rest."""
         super().resume_writing()
-        if not self.transport.is_closing():
-            self._stop_waiting()
+        self._stop_waiting()
+
+    def _watch_taking(self) -> None:
+        span, left = self._settings.take_idle_seconds, self._left()
+        self._taking_timer = self.loop.call_later(span, self._give_up_on_taker, left)
+
+    def _give_up_on_taker(self, left_before: int) -> None:
+        """Ends the connection if nothing at all was taken in a whole span; whoever takes slowly has another."""
+        if self._left() < left_before:
+            self._watch_taking()
+        else:
+            self.transport.abort()  # a close would wait for what is left to be taken
+
+    def _left(self) -> int:
+        """Bytes that the caller's machine has not yet: ours, and the kernel's.
+
+        The kernel takes nothing of ours before about a third of its own queue, which may be megabytes, is free.
+        """
+        connection = self.transport.get_extra_info("socket")
+        (queued,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))
+        return self.transport.get_write_buffer_size() + int(queued)
+
+    def _cut(self) -> None:
+        """Ends the connection in the middle of an answer, of which no more is sent."""
+        self.cycle.disconnected = True
+        self.transport.abort()
 
     def _stop_waiting(self) -> None:
         if self._taking_timer is not None:

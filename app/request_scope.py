@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-ID"
+CUT = "cogram.cut"  # what a scope's state has from our own protocol: a call that ends the connection
 _ACCEPTABLE = re.compile(r"[A-Za-z0-9._-]{1,128}")  # what a caller may choose; anything else could forge log lines
 _MOST_AGENT = 120  # characters
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -62,13 +63,17 @@ class RequestScope:
         try:
             await self._app(scope, receive, labelled)
         except Exception as error:
-            if isinstance(error, ClientDisconnect):
+            cut_off = isinstance(error, ClientDisconnect)
+            if cut_off:
                 _log.info("request.cut_off", method=scope["method"], path=scope["path"])
             else:
                 _log.exception("request.broke", method=scope["method"], path=scope["path"])
-            if status:
+            if not status:
+                await self._last_resort(scope["path"], error)(scope, receive, labelled)
+            elif cut_off and CUT in scope.get("state", {}):
+                scope["state"][CUT]()  # what is raised, uvicorn logs as an error of ours
+            else:
                 raise  # half an answer is out: only closing the connection tells the caller
-            await self._last_resort(scope["path"], error)(scope, receive, labelled)
         finally:
             _log.info(
                 "request",

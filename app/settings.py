@@ -57,7 +57,12 @@ class Settings(BaseSettings):
     body_idle_seconds: PositiveFloat = Field(
         60.0,
         validation_alias="COGRAM_BODY_IDLE_SECONDS",
-        description="an upload's body that brings nothing is 408 then; a connection ends that takes nothing",
+        description="an upload's body that brings nothing is 408 then",
+    )
+    take_idle_seconds: PositiveFloat = Field(
+        600.0,
+        validation_alias="COGRAM_TAKE_IDLE_SECONDS",
+        description="a connection ends then of whose waiting answer nothing at all is taken",
     )
     body_min_bytes_per_second: int = Field(
         1024,

@@ -39,6 +39,7 @@ def blob_response(request: Request, storage: Storage, path: str, blob: StoredBlo
         "Cache-Control": "private, no-cache",
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(PurePosixPath(path).name)}",
         "X-Content-Type-Options": "nosniff",
+        "X-Accel-Buffering": "no",  # a proxy that buffers takes much, and then nothing until its own client took that
     }
     media_type = _BY_SUFFIX.get(PurePosixPath(path).suffix, _PLAIN)
     require_match(request.headers.get("If-Match"), tag)

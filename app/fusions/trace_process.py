@@ -118,6 +118,8 @@ class TraceReading:
             began = time.monotonic()
             yield piece
             self._pace.note(len(piece), time.monotonic() - began)
+            if self._stopped:
+                raise TakenTooSlowly  # the reader was killed while it was kept waiting
             self._still_alive()
         if await self.process.wait():
             await self._fail()

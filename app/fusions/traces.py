@@ -35,7 +35,9 @@ Readers = Annotated[TraceReaders, Depends(_readers)]
 router = APIRouter(prefix="/fusions", tags=["trace"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
-_ANSWERS: dict[int | str, dict[str, Any]] = contract.downloads((NDJSON, PARQUET)) | declared(404, 409, 410, 412, 416, 503)
+_ANSWERS: dict[int | str, dict[str, Any]] = contract.downloads((NDJSON, PARQUET)) | declared(
+    404, 409, 410, 412, 416, 503
+)
 
 
 @router.get("/{fusion_id}/trace", responses=_ANSWERS, openapi_extra=contract.DOWNLOAD, response_class=Response)
@@ -96,7 +98,9 @@ async def _read(
 
 def _answer(request: Request, readers: TraceReaders, reading: TraceReading, media_type: str) -> Response:
     following = reading.following
-    headers = {} if following is None else {"Link": f'<{_next_link(request, following)}>; rel="next"'}
+    headers = {"X-Accel-Buffering": "no"}  # a proxy that takes all at once, and then nothing, looks like a slow taker
+    if following is not None:
+        headers["Link"] = f'<{_next_link(request, following)}>; rel="next"'
     return ReadingResponse(readers, reading, media_type, headers)
 
 

@@ -57,7 +57,7 @@ class Service:
         assert b"content-type: application/problem+json" in headers.lower()
         return int(headers.split()[1]), json.loads(document)
 
-    def connect(self, target: str) -> socket.socket:
+    def connect(self, target: str, headers: str = "") -> socket.socket:
         """A connection on which a GET has been sent, and which takes little before it is read from."""
         url = self.http.base_url
         connection = socket.socket()
@@ -65,7 +65,7 @@ class Service:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         connection.settimeout(25)
         connection.connect((url.host, url.port or 80))
-        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode())
         return connection
 
     def upload(self, kind: str, name: str, path: str, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -147,12 +148,13 @@ def test_clients_that_take_nothing_lose_their_readers_and_until_then_others_are_
 
 
 def test_a_client_that_takes_a_little_now_and_then_loses_its_reader_and_its_connection(
-    sqlite_settings: Settings,
+    sqlite_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes = {"body_idle_seconds": 0.5, "trace_min_bytes_per_second": 10 * MEGABYTE}
-    with running(sqlite_settings.model_copy(update=changes)) as service:
+    with running(sqlite_settings) as service:
         url = _traced(service, 60_000)
         whole = len(service.http.get(url).content)  # as fast as it comes
+    changes = {"body_idle_seconds": 0.5, "trace_min_bytes_per_second": 10 * MEGABYTE}
+    with running(sqlite_settings.model_copy(update=changes)) as service:
         taken, deadline = 0, time.monotonic() + 15
         with service.connect(url) as connection, suppress(ConnectionResetError):
             _until(lambda: len(_readers()) == 1)
@@ -163,20 +165,20 @@ def test_a_client_that_takes_a_little_now_and_then_loses_its_reader_and_its_conn
         assert 0 < taken < whole
         assert not _readers()
         assert service.http.get(f"{url}?limit=1").status_code == 200
+    assert not [line for line in caplog.records if line.levelno >= logging.ERROR]
 
 
-def test_a_connection_whose_answer_nobody_takes_ends(sqlite_settings: Settings) -> None:
-    content = os.urandom(16 * MEGABYTE)  # more than the buffers of the system hold
-    with running(sqlite_settings.model_copy(update={"body_idle_seconds": 0.5})) as service:
-        fusion_id = service.fusion()
-        service.succeed(fusion_id, {"model.safetensors": content})
-        taken = 0
-        with service.connect(f"/v1/fusions/{fusion_id}/artifacts/model.safetensors") as connection:
-            time.sleep(1.5)
-            with suppress(ConnectionResetError):
-                while piece := connection.recv(MEGABYTE):
-                    taken += len(piece)
-        assert taken < len(content)
+def test_a_client_that_takes_nothing_and_then_goes_on_is_cut_off_and_no_error_of_ours(
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = _traced(sqlite_service, 60_000)
+    monkeypatch.setattr(trace_process, "_SILENCE_SECONDS", 5)
+    with sqlite_service.connect(url) as connection, suppress(ConnectionResetError):
+        _until(lambda: len(_readers()) == 1)
+        _until(lambda: not _readers())
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert not answer.endswith(b"0\r\n\r\n")
+    assert not [line for line in caplog.records if line.levelno >= logging.ERROR]
 
 
 def _readers(process: psutil.Process | None = None) -> list[psutil.Process]:
