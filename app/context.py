@@ -1,4 +1,4 @@
-"""What every endpoint may reach: settings, database, blobs, event bell, who reads headers, quotas. Made once a process."""
+"""What every endpoint may reach: settings, database, blobs, the event bell and its like. Made once a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from app.examining.examiners import Examiners
 from app.fusions.bell import Bell
+from app.fusions.waiting import Waiting
 from app.quotas import Quotas
 from app.settings import Settings
 from app.store.blobs import BlobStore
@@ -25,6 +26,7 @@ class Context:
     blobs: BlobStore
     staging: Staging
     bell: Bell
+    waiting: Waiting
     examiners: Examiners
     quotas: Quotas
 

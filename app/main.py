@@ -25,6 +25,7 @@ from app.fusions.endpoints import router as fusions
 from app.fusions.events import router as events
 from app.fusions.trace_process import TraceReaders
 from app.fusions.traces import router as traces
+from app.fusions.waiting import Waiting
 from app.host_check import HostCheck
 from app.idempotency import AnsweredBefore
 from app.known_parameters import only_known_parameters
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         blobs,
         Staging(chosen.uploads_dir),
         Bell(database, poll_seconds=chosen.poll_seconds),
+        Waiting(chosen.lease_seconds),
         Examiners(chosen),
         Quotas.of(chosen, blobs.incoming.free_bytes),
     )

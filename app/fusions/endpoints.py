@@ -17,7 +17,6 @@ from app.fusions.documents import RECIPE_BODY, read_document
 from app.fusions.preconditions import none_match
 from app.fusions.presenting import RETRY_AFTER, Rendered, fusion_out
 from app.fusions.schemas import Estimates, FusionOut, FusionPage, ValidationOut
-from app.fusions.waiting import Waiting
 from app.idempotency import Once
 from app.idempotency.once import CallOnce
 from app.paging import Limit, PageToken, decode_id, encode_token
@@ -64,8 +63,7 @@ def list_fusions(
     """Fusions, newest first."""
     with ctx.database.reading() as session:
         found = service.page(session, caller.tenant, state or (), decode_id(page_token), limit)
-        waiting = Waiting(session, ctx.settings.lease_seconds)
-        items = [fusion_out(fusion, waiting.of(fusion)) for fusion in found]
+        items = [fusion_out(fusion, ctx.waiting.of(session, fusion)) for fusion in found]
     following = encode_token(found[-1].id) if len(found) == limit else None
     return FusionPage(items=items, next_page_token=following)
 
@@ -153,4 +151,4 @@ def _where(fusion: Fusion) -> dict[str, str]:
 def _look(ctx: Context, tenant: str, fusion_id: str) -> Rendered:
     with ctx.database.reading() as session:
         fusion = service.get(session, tenant, fusion_id)
-        return Rendered.of(fusion, Waiting(session, ctx.settings.lease_seconds).of(fusion))
+        return Rendered.of(fusion, ctx.waiting.of(session, fusion))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from datetime import timedelta
-from functools import cached_property
 
 from sqlalchemy.orm import Session
 
@@ -14,30 +15,36 @@ from app.store.states import FusionState
 
 # A worker that was just started, here or by an orchestrator, tells of itself within seconds.
 PATIENCE = timedelta(seconds=15)
+# Every change of any fusion has all that wait for one look again, each in a thread of its own.
+ANSWER_HOLDS = 1.0  # seconds
 _OTHER_DEVICE = {"fusion.cuda": ("fusion.cpu", "cpu"), "fusion.cpu": ("fusion.cuda", "cuda")}
 
 
 class Waiting:
-    """Asked for one answer to a caller; looks for workers only if a fusion has been queued for a while."""
+    """Asked by all requests of a process; looks for workers now and then, and only if a fusion is queued for a while."""
 
-    def __init__(self, session: Session, lease_seconds: float) -> None:
-        self._session = session
+    def __init__(self, lease_seconds: float) -> None:
         self._silence = timedelta(seconds=lease_seconds)
+        self._said: tuple[float, Counter[str]] = -math.inf, Counter()  # replaced as one, so threads need no lock
 
-    def of(self, fusion: Fusion) -> str | None:
+    def of(self, session: Session, fusion: Fusion) -> str | None:
         """In words, with the remedy; None for a fusion that is not queued, or will have its turn."""
         if fusion.state is not FusionState.QUEUED or utc_now() - fusion.updated_at < PATIENCE:
             return None
         queue = jobs.queue_of(fusion.recipe)
-        if self._workers[queue]:
+        serving = self._workers(session)
+        if serving[queue]:
             return None
         other, device = _OTHER_DEVICE[queue]
         elsewhere = f", or cancel this fusion and post its recipe again with device: {device}"
         return (
             f"No worker serves the queue {queue}. Start one with `cogram worker --queues {queue}`"
-            f"{elsewhere if self._workers[other] else ''}."
+            f"{elsewhere if serving[other] else ''}."
         )
 
-    @cached_property
-    def _workers(self) -> Counter[str]:
-        return workers.serving(self._session, self._silence)
+    def _workers(self, session: Session) -> Counter[str]:
+        asked, serving = self._said
+        if time.monotonic() - asked > ANSWER_HOLDS:
+            serving = workers.serving(session, self._silence)
+            self._said = time.monotonic(), serving
+        return serving

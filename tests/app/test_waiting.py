@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import event
 
 from app.client import Client
-from app.fusions.waiting import PATIENCE
+from app.fusions.waiting import ANSWER_HOLDS, PATIENCE
 from app.store import jobs, workers
 from app.store.models import Fusion, WorkerSign, utc_now
 from tests.app.factories import Service
@@ -28,6 +30,7 @@ def _worker(service: Service, queues: Collection[str], silent: float = 0.0) -> N
         workers.sign(session, "host:1", queues)
         session.flush()
         session.query(WorkerSign).update({"seen_at": utc_now() - timedelta(seconds=silent)})
+    time.sleep(ANSWER_HOLDS)
 
 
 def _waiting_for(service: Service, fusion_id: str) -> str | None:
@@ -68,6 +71,17 @@ def test_nothing_is_said_at_first_nor_once_it_is_not_queued(service: Service) ->
     with service.context.database.transaction() as session:
         jobs.release(session, claim, "its worker was stopped")
     assert _waiting_for(service, taken) is None  # queued again just now
+
+
+def test_however_many_ask_the_workers_are_looked_for_once_a_moment(service: Service) -> None:
+    fusion_id = _waits(service, "cpu")
+    asked: list[str] = []
+    engine = service.context.database.engine
+    event.listen(engine, "before_cursor_execute", lambda *call: asked.append(call[2]) if "workers" in call[2] else None)
+    begun = time.monotonic()
+    for _ in range(20):
+        assert _waiting_for(service, fusion_id) is not None
+    assert 1 <= len(asked) <= 1 + (time.monotonic() - begun) / ANSWER_HOLDS
 
 
 def test_the_entity_tag_tells_that_it_waits(service: Service) -> None:
