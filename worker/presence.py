@@ -2,7 +2,8 @@
 will take is seen.
 
 In a thread, since a broker that is away stops Celery's own loop. The thread has the database, and whatever locks come
-with it, only under a lock of its own that every fork of a child takes first: no child finds one of them held.
+with it, only under a lock of its own that every fork of a child takes first: no child finds one of them held. It holds
+that lock for seconds at most, whatever the database does: a beat that is missed does no harm.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any
 
 import structlog
 from celery.worker import state
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.store import workers
 from worker import recovery
 from worker.process import STOPPING, WORKER
+
+_PATIENCE = 3  # seconds that a fork, or the worker's end, may wait for each step of the database
 
 log = structlog.get_logger("worker.presence")
 
@@ -33,6 +35,7 @@ class Presence:
         self._beat = min(settings.heartbeat_seconds, settings.lease_seconds / 3)
         self._ended = Event()
         self._no_fork = Lock()
+        self._told = True
 
     def begin(self, **_signal: Any) -> None:
         """From now on this worker counts, also while it still loads what its children will need."""
@@ -65,10 +68,16 @@ class Presence:
     def _leave(self, session: Session) -> None:
         workers.leave(session, WORKER)
 
-    @staticmethod
-    def _write(step: Callable[[Session], None]) -> None:
+    def _write(self, step: Callable[[Session], None]) -> None:
+        """Whatever is wrong, the next beat tries again: a thread that ended would have the worker taken for gone."""
         try:
-            with recovery.opened() as database, database.transaction() as session:
+            with recovery.opened(_PATIENCE) as database, database.transaction() as session:
                 step(session)
-        except SQLAlchemyError as error:
-            log.warning("presence not told", error=str(error))
+        except Exception as error:
+            if self._told:
+                log.warning("presence not told", error=str(error))
+            self._told = False
+        else:
+            if not self._told:
+                log.info("presence told again")
+            self._told = True

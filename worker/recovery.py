@@ -59,9 +59,9 @@ def _in_words(code: int | None) -> str:
 
 
 @contextmanager
-def opened() -> Iterator[Database]:
-    """For one step: see above."""
-    database = Database(Settings().resolved_database_url)
+def opened(patience: int | None = None) -> Iterator[Database]:
+    """For one step: see above; one that others wait for has ``patience`` for so many seconds only."""
+    database = Database(Settings().resolved_database_url, patience)
     try:
         yield database
     finally:
