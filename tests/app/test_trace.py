@@ -57,6 +57,10 @@ def test_filters_choose_decisions(service: Service, url: str) -> None:
     assert service.http.get(url, params={"action": "kept"}).status_code == 422
 
 
+def test_nobody_in_between_is_to_buffer_a_trace(service: Service, url: str) -> None:
+    assert service.http.get(url, params={"limit": 1}).headers["X-Accel-Buffering"] == "no"
+
+
 def test_pages_together_are_the_whole(service: Service, url: str) -> None:
     for query in ({}, {"layer": "fc2", "action": "refined"}):
         whole = _lines(service, url, **query)
