@@ -58,7 +58,6 @@ def test_a_key_that_stands_for_another_call_is_refused(service: Service) -> None
     assert service.http.post("/v1/fusions", json=recipe, headers=KEY).status_code == 202
     for url, document in (
         ("/v1/fusions", recipe | {"seed": 1}),
-        ("/v1/fusions?x=1", recipe),
         ("/v1/checkpoints", {"name": "net"}),
     ):
         answer = service.http.post(url, json=document, headers=KEY)

@@ -15,7 +15,8 @@ from cogram_core.errors import FusionStopped
 from cogram_core.trace import Decision, Trace
 from tests.core.factories import checkpoint_bytes, conv_net, mlp, points, read_output, recipe_document, specialists
 from tests.core.pipeline.recording import Recording
-from tests.core.promises.test_replay import Run, column, refusal, rewritten
+from tests.core.promises.replaying import Run
+from tests.core.promises.test_replay_refusals import column, refusal, rewritten
 
 FINE = {"method": "finetune", "kickoff_epochs": 1, "epochs": 2, "lr": 0.01, "batch_size": 16}
 NEURON = {"method": "cogram", "granularity": "neuron", "prototypes": {"per_class": 2}}
