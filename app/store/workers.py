@@ -9,20 +9,20 @@ from collections import Counter
 from collections.abc import Collection
 from datetime import timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
 from app.store.clock import database_now
 from app.store.models import WorkerSign
+from app.store.upserts import insert
 
 
 def sign(session: Session, name: str, queues: Collection[str]) -> None:
     """The worker lives, and serves these queues."""
     present = {"queues": sorted(queues), "seen_at": database_now(session)}
-    known = update(WorkerSign).where(WorkerSign.name == name).values(**present).returning(WorkerSign.name)
-    if session.execute(known).first() is None:
-        session.add(WorkerSign(name=name, **present))
+    signed = insert(session, WorkerSign).values(name=name, **present)
+    session.execute(signed.on_conflict_do_update(index_elements=[WorkerSign.name], set_=present))
 
 
 def leave(session: Session, name: str) -> None:
