@@ -20,6 +20,7 @@ from app.broker import ping
 from app.children import Child, Program, stop_together
 from app.embedded_broker import EmbeddedBroker
 from app.listening import CannotServe, check_access, listen
+from app.queues import IO, OF_FUSIONS
 from app.settings import Settings
 from app.store.blobs import Incoming
 from app.store.migrate import migrate
@@ -76,7 +77,7 @@ class _Supervisor:
         self._fusion_workers = [
             self._worker(
                 f"worker {number + 1}",
-                "fusion.cpu,fusion.cuda",
+                ",".join(OF_FUSIONS),
                 environment | _metrics_port(settings, 2 + number),
                 niceness=_NICENESS,
             )
@@ -85,7 +86,7 @@ class _Supervisor:
         self._others = [
             Child(Program("dispatcher", (python, "-m", "worker.dispatcher"), environment | _metrics_port(settings, 1))),
             self._worker(
-                "io", "io", environment | _metrics_port(settings, 2 + settings.workers)
+                "io", IO, environment | _metrics_port(settings, 2 + settings.workers)
             ),  # no webhook waits behind a fusion
             *self._fusion_workers,
         ]

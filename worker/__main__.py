@@ -6,6 +6,7 @@ import argparse
 import os
 
 from app.logs import configure_logging
+from app.queues import FUSION_CUDA, IO
 
 # Read once, when billiard is imported: SIGTERM then ends a worker as SIGQUIT does, after the running job has let go.
 os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
@@ -19,16 +20,16 @@ def main() -> None:
     parser.add_argument("--queues", "-Q", required=True)
     given, more = parser.parse_known_args()
     queues = {name.strip() for name in given.queues.split(",")}
-    if "io" in queues and len(queues) > 1:
+    if IO in queues and len(queues) > 1:
         parser.error("io must never wait behind a fusion: start another worker with --queues io beside this one.")
     configure_logging()  # before Celery, which warns of what it finds at its start
     from worker import celery_app
 
     celery_app.tell_queues(queues)
-    if queues == {"io"}:
+    if queues == {IO}:
         more = ["--pool", "threads", "--concurrency", str(_IO_THREADS), *more]
     else:
-        if "fusion.cuda" not in queues:
+        if FUSION_CUDA not in queues:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that device: auto means what the queue says
         celery_app.serve_fusions()
     # Workers have nothing to say to each other; asking around for them takes a second of every start.

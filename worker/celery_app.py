@@ -14,13 +14,13 @@ from kombu.entity import Exchange, Queue
 from kombu.utils.objects import cached_property
 
 from app.logs import configure_logging
+from app.queues import FUSION_CPU, QUEUES
 from app.settings import Settings
 from worker import recovery
 from worker.metrics import forget_in_child, serve_worker
 from worker.presence import Presence
 
 RUN_FUSION = "fusions.run"
-QUEUES = ("fusion.cpu", "fusion.cuda", "io")
 
 # Longer than any fusion: a message delivered again while its job runs is answered by the claim, but still a nuisance.
 _VISIBILITY_SECONDS = 7 * 24 * 3600
@@ -39,7 +39,7 @@ app = CogramCelery("cogram", broker=Settings().resolved_broker_url)
 app.conf.update(
     imports=("worker.tasks", "worker.webhooks.tasks"),
     task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
-    task_default_queue="fusion.cpu",
+    task_default_queue=FUSION_CPU,
     task_create_missing_queues=False,
     task_acks_late=True,
     task_reject_on_worker_lost=False,  # else a job that kills its process runs for ever

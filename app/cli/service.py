@@ -11,12 +11,11 @@ import typer
 
 from app.cli.settings import database_needed, settings_with_folder
 from app.listening import CannotServe
+from app.queues import FUSION_CPU, QUEUES
 
 _DataDir = Annotated[Path | None, typer.Option("--data-dir", help="All files; COGRAM_DATA_DIR, else ./cogram-data.")]
 _Host = Annotated[str | None, typer.Option("--host", help="COGRAM_HOST, else 127.0.0.1.")]
 _Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0 takes a free one; else 8765.")]
-
-_QUEUES = {"fusion.cpu", "fusion.cuda", "io"}
 
 
 def serve(
@@ -45,15 +44,13 @@ def api(data_dir: _DataDir = None, host: _Host = None, port: _Port = None) -> No
 
 def worker(
     ctx: typer.Context,
-    queues: Annotated[
-        str, typer.Option("--queues", help="fusion.cpu, fusion.cuda or both; or io alone.")
-    ] = "fusion.cpu",
+    queues: Annotated[str, typer.Option("--queues", help="fusion.cpu, fusion.cuda or both; or io alone.")] = FUSION_CPU,
     data_dir: _DataDir = None,
 ) -> None:
     """Run a worker alone; Celery's worker options may follow."""
-    unknown = {name.strip() for name in queues.split(",")} - _QUEUES
+    unknown = {name.strip() for name in queues.split(",")} - set(QUEUES)
     if unknown:
-        known = ", ".join(sorted(_QUEUES))
+        known = ", ".join(QUEUES)
         raise CannotServe(f"there is no queue {', '.join(map(repr, sorted(unknown)))}; known here: {known}.")
     _become(data_dir, "worker", "--queues", queues, *ctx.args)
 

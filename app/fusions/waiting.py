@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
+from app.queues import FUSION_CPU, FUSION_CUDA
 from app.store import jobs, workers
 from app.store.models import Fusion, utc_now
 from app.store.states import FusionState
@@ -17,7 +18,7 @@ from app.store.states import FusionState
 PATIENCE = timedelta(seconds=15)
 # Every change of any fusion has all that wait for one look again, each in a thread of its own.
 ANSWER_HOLDS = 1.0  # seconds
-_OTHER_DEVICE = {"fusion.cuda": ("fusion.cpu", "cpu"), "fusion.cpu": ("fusion.cuda", "cuda")}
+_OTHER_DEVICE = {FUSION_CUDA: (FUSION_CPU, "cpu"), FUSION_CPU: (FUSION_CUDA, "cuda")}
 
 
 class Waiting:

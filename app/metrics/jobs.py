@@ -22,6 +22,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app.queues import OF_FUSIONS, QUEUES
 from app.store import workers
 from app.store.clock import database_now
 from app.store.database import Database
@@ -157,7 +158,7 @@ def _standing(session: Session) -> Iterator[Metric]:
     now = database_now(session)
     waiting = select(OutboxMessage.queue, func.count().label("number"), oldest).group_by(OutboxMessage.queue)
     found = {row.queue: row for row in session.execute(waiting)}
-    for queue in ("fusion.cpu", "fusion.cuda"):
+    for queue in OF_FUSIONS:
         row = found.get(queue)
         queued.add_metric([queue], row.number if row else 0)
         age.add_metric([queue], _between(row.oldest, now) if row else 0)
@@ -179,7 +180,7 @@ def _standing(session: Session) -> Iterator[Metric]:
 def _workers(session: Session, silence: timedelta) -> Metric:
     present = GaugeMetricFamily("cogram_workers", "Workers that take jobs, by queue", labels=["queue"])
     found = workers.serving(session, silence)
-    for queue in ("fusion.cpu", "fusion.cuda", "io"):
+    for queue in QUEUES:
         present.add_metric([queue], found[queue])
     return present
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.queues import FUSION_CPU, FUSION_CUDA
 from app.store import deliveries, outbox
 from app.store.blobs import AnnouncedBlob, record_blob
 from app.store.clock import database_now
@@ -57,7 +58,7 @@ class ArtifactFile:
 
 def queue_of(recipe: Mapping[str, Any]) -> str:
     """The queue whose workers have the device that the recipe asks for."""
-    return "fusion.cuda" if str(recipe.get("device", "auto")).startswith("cuda") else "fusion.cpu"
+    return FUSION_CUDA if str(recipe.get("device", "auto")).startswith("cuda") else FUSION_CPU
 
 
 def submit(

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from celery import Celery
 
+from app.queues import IO
 from app.settings import Settings
 from app.store import deliveries
 from app.store.database import Database
@@ -17,7 +18,6 @@ from app.store.deliveries import Due
 from worker.queues import connected, depth
 
 DELIVER = "webhooks.deliver"
-QUEUE = "io"
 
 
 class Deliveries:
@@ -41,7 +41,7 @@ class Deliveries:
         """
         with self._database.reading() as session:
             waiting = deliveries.waiting(session)
-        missing = waiting - depth(self._celery, QUEUE) if waiting else 0
+        missing = waiting - depth(self._celery, IO) if waiting else 0
         if missing <= 0:
             return 0
         with self._database.reading() as session:
@@ -53,7 +53,7 @@ class Deliveries:
             return 0
         with connected(self._celery) as connection:
             for message in messages:
-                self._celery.send_task(DELIVER, args=[message.id], queue=QUEUE, connection=connection, retry=False)
+                self._celery.send_task(DELIVER, args=[message.id], queue=IO, connection=connection, retry=False)
                 with self._database.transaction() as session:
                     deliveries.published(session, message)
         return len(messages)
