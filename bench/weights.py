@@ -20,14 +20,16 @@ from bench.evaluator import REPEATS, Naive, Task, wide_task
 from cogram_core import fuse_modules
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.fast import FastEvaluator
+from cogram_core.journal import Journal
 from cogram_core.methods.cogram.params import Params
 from cogram_core.methods.cogram.visitor import Visitor
 from cogram_core.methods.cogram.windows import Windows
 from cogram_core.methods.contract import StageContext
 from cogram_core.networks.network import Network
 from cogram_core.observer import SilentObserver, StageInfo
+from cogram_core.recording import Recorder
 from cogram_core.sources import LoadedSource, MemoryStore
-from cogram_core.trace import Decision, Journal, Recorder
+from cogram_core.trace import Decision
 
 LAYERS = ("4", "2", "0")
 WEIGHTS = 512  # each layer's slice: a whole neuron, or most of one

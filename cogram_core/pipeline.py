@@ -21,6 +21,7 @@ from cogram_core.determinism import repeatable, resolve_device, resolve_threads
 from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem, RecipeError
 from cogram_core.evaluation.datasets import Dataset, check_outputs, make_dataset, read_dataset
 from cogram_core.evaluation.prototypes import PrototypeParams, decide
+from cogram_core.journal import JOURNAL_NAME
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
 from cogram_core.networks.tokens import Tokens, tokens_of
@@ -42,7 +43,7 @@ from cogram_core.resuming import Identity, data_digests, earlier_run, sha256_of
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
 from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike, source_digests
 from cogram_core.stopping import stoppable
-from cogram_core.trace import JOURNAL_NAME, Trace
+from cogram_core.trace import Trace
 
 _SHARED = 0.5  # of the holdout examples at most: data with few different inputs has some in common by chance
 

@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 import torch
 
 from cogram_core.errors import OutputError
+from cogram_core.journal import journal_batches, journal_identity
 from cogram_core.recipe import Recipe
 from cogram_core.stopping import stop_point
-from cogram_core.trace import Decision, decisions_of, journal_batches, journal_identity
+from cogram_core.trace import Decision, decisions_of
 
 _FORMAT = 1  # of the journal and of what its decisions mean
 _CHUNK = 2**22

@@ -15,18 +15,20 @@ from torch import Tensor
 from cogram_core.errors import Problem, ReplayError
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.guard import Choice, Jury, hear_inputs, verdict_document
+from cogram_core.journal import JOURNAL_NAME, Journal
 from cogram_core.methods import METHODS
 from cogram_core.methods.contract import MethodParams, StageContext, TensorMethod, parse_params
 from cogram_core.networks.network import Network
 from cogram_core.observer import Observer, StageInfo
 from cogram_core.output import output_dtypes
 from cogram_core.recipe import Recipe
+from cogram_core.recording import Recorder
 from cogram_core.replaying import apply_decision, layers_of, rebuild
 from cogram_core.report import Summary, build_report
 from cogram_core.resuming import EarlierRun, Identity
 from cogram_core.sources import LoadedSource, check_finite, differing_integers, source_digests
 from cogram_core.stopping import stop_point
-from cogram_core.trace import JOURNAL_NAME, VERSION, Decision, Journal, Recorder
+from cogram_core.trace import VERSION, Decision
 
 
 @dataclass(frozen=True)

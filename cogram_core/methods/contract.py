@@ -17,8 +17,9 @@ from torch import Tensor
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
 from cogram_core.observer import Observer, StageInfo
+from cogram_core.recording import Past, Recorder
 from cogram_core.stopping import stop_point
-from cogram_core.trace import Decision, Past, Recorder
+from cogram_core.trace import Decision
 
 __all__ = ["Field", "MethodParams", "NetworkMethod", "Source", "StageContext", "TensorMethod"]
 

@@ -26,8 +26,8 @@ from app.store.ids import FusionId, new_checkpoint_id, new_dataset_id
 from app.store.models import Checkpoint, CheckpointFile, Dataset, Event, Fusion
 from app.store.ownership import LOCAL
 from app.store.states import FINAL, FusionState
+from cogram_core.journal import read_journal
 from cogram_core.recipe import Recipe
-from cogram_core.trace import read_journal
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 110.0  # less than a test may take; what is well is there within seconds

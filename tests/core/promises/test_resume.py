@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from cogram_core import fuse, trace
+from cogram_core import fuse
+from cogram_core import journal as journals
 from cogram_core.errors import ReplayError
-from cogram_core.trace import Decision, Journal, Trace, journal_identity, read_journal
+from cogram_core.journal import Journal, journal_identity, read_journal
+from cogram_core.trace import Decision, Trace
 from tests.core.factories import checkpoint_bytes, points, recipe_document, save_checkpoint, save_data, specialists
 from tests.core.pipeline.recording import Recording, entries
 
@@ -54,11 +56,11 @@ UNCOMPARED: dict[str, Any] = {
 KILLER = f"""
 import json, os, signal, sys
 import torch
-from cogram_core import fuse, trace
+from cogram_core import fuse, journal
 from cogram_core.observer import SilentObserver
 
 torch.func.vmap(torch.func.jacrev(lambda x, y: x * y), in_dims=(None, 0))(torch.ones(2), torch.ones(2, 2))
-trace._BATCH_ROWS = {BATCH_ROWS}
+journal._BATCH_ROWS = {BATCH_ROWS}
 
 class Killed(SilentObserver):
     def __init__(self, moment):
@@ -113,7 +115,7 @@ class Undisturbed:
         self.journal = folder / "journal"
         heard = Recording()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trace, "_BATCH_ROWS", BATCH_ROWS)
+            patch.setattr(journals, "_BATCH_ROWS", BATCH_ROWS)
             self.fusion = fuse(self.document, folder / "out", observer=heard, journal=self.journal)
         self.moments = heard.asked
         self.bytes = checkpoint_bytes(folder / "out")

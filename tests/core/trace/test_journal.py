@@ -14,23 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cogram_core import trace
+from cogram_core import journal as journals
 from cogram_core.errors import OutputError
-from cogram_core.trace import (
-    Decision,
-    Journal,
-    Trace,
-    decisions_of,
-    journal_batches,
-    journal_identity,
-    read_journal,
-)
+from cogram_core.journal import Journal, journal_batches, journal_identity, read_journal
+from cogram_core.trace import Decision, Trace, decisions_of
 from tests.core.trace.decisions import METADATA, decision, decisions
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from cogram_core.trace import Journal
+from cogram_core.journal import Journal
 from tests.core.trace.decisions import decision
 journal = Journal(Path(sys.argv[1]))
 for seq in range(1024 + 100):
@@ -133,7 +126,7 @@ def test_a_killed_writers_complete_batches_are_kept(tmp_path: Path) -> None:
 def test_a_row_that_comes_late_sends_the_waiting_ones_on_their_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace, "_BATCH_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "_BATCH_SECONDS", 0.05)
     journal = Journal(tmp_path / "journal")
     journal.append(decision(0))
     assert rows(tmp_path / "journal") == []

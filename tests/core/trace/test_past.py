@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cogram_core.trace import Decision, Journal, Past, Recorder
+from cogram_core.journal import Journal
+from cogram_core.recording import Past, Recorder
+from cogram_core.trace import Decision
 from tests.core.trace.decisions import decision
 
 FACTS: dict[str, Any] = {"stage": 0, "method": "m", "layer": "a", "kind": "layer", "reason": "r", "action": "merged"}

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogram_core.errors import ReplayError
-from cogram_core.trace import METADATA_KEY, SCHEMA, Decision, Journal, Recorder, Trace
+from cogram_core.journal import Journal
+from cogram_core.recording import Recorder
+from cogram_core.trace import METADATA_KEY, SCHEMA, Decision, Trace
 from tests.core.trace.decisions import METADATA, decision
 
 
