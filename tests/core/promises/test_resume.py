@@ -214,7 +214,7 @@ def test_whole_stages_are_not_computed_again(tmp_path: Path, monkeypatch: pytest
     def forbidden(*_: Any) -> None:
         raise AssertionError("the Fisher information is on record")
 
-    monkeypatch.setattr("cogram_core.methods.fisher.fisher_chunks", forbidden)
+    monkeypatch.setattr("cogram_core.methods.fisher.diagonal_fisher", forbidden)
     heard = Recording()
     report = fuse(undisturbed.document, tmp_path / "again", observer=heard).report
     merged = sum(one.kind == "tensor" for one in undisturbed.decisions)
