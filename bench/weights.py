@@ -77,6 +77,7 @@ def _context(task: Task, recorder: Recorder) -> StageContext:
     return StageContext(
         info=StageInfo(0, 1, "cogram"),
         sources=sources,
+        base=None,
         network=Network(module, task.inputs[:1]),
         evaluation=Dataset(task.inputs, task.targets),
         training=None,
@@ -86,6 +87,7 @@ def _context(task: Task, recorder: Recorder) -> StageContext:
         observer=SilentObserver(),
         milestone=_unheard,
         past=recorder.past,
+        permute=_unheard,
         restore=lambda _: None,
     )
 

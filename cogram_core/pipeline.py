@@ -93,7 +93,8 @@ def fuse(
         stack.enter_context(writable(output))
         paths = paths_of(parsed, inputs or {})
         resolved, loaded = stack.enter_context(opened(parsed, paths))
-        identity = Identity(resolved, source_digests(loaded.sources), data_digests(resolved, paths))
+        base = None if loaded.base is None else loaded.base.store.digest()
+        identity = Identity(resolved, source_digests(loaded.sources), data_digests(resolved, paths), base)
         journals = [*earlier, *(path for path in (old / JOURNAL_NAME for old in left) if path.exists())]
         past = stack.enter_context(earlier_run(journals, identity))
         run = Run(resolved, loaded, folder, heard, identity=identity, earlier=past, journal=journal)
@@ -309,8 +310,12 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...
     if layers is not None:
         network = Network(_module(layers, sources[0]), next(iter(datasets.values())).inputs[:1])
         _check_outputs(network, datasets)
-    parts = (datasets.get(f"data.{name}") for name in ("evaluation", "holdout", "training"))
-    return Inputs(sources, network, *parts)
+    base = None
+    if recipe.base is not None:
+        reader = stack.enter_context(CheckpointReader.open(paths[recipe.base]))
+        base = LoadedSource("base", 1.0, CheckpointStore(reader), dtype, device)
+    evaluation, holdout, training = (datasets.get(f"data.{name}") for name in ("evaluation", "holdout", "training"))
+    return Inputs(sources, network, evaluation, holdout, training, base)
 
 
 def _all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Dataset]:

@@ -21,6 +21,7 @@ from cogram_core.mixing import mix, mix_elementwise, plain_average, step_towards
 from cogram_core.networks.layers import Layer, make_layer
 from cogram_core.output import output_dtypes, write_checkpoint
 from cogram_core.payload import unpack_values
+from cogram_core.permuting import check_permutations, unpack_alignment
 from cogram_core.recipe import Recipe
 from cogram_core.sources import CheckpointStore, LoadedSource
 from cogram_core.trace import VERSION, Decision, Trace
@@ -125,6 +126,7 @@ def rebuild(
         return sources[written.source].read
     if written.kind == "average":
         return lambda name: plain_average((source.read(name) for source in sources), len(sources))
+    sources = list(sources)  # decisions may put others in their place
     state: dict[str, Tensor] = {}
     layers = layers_of(sources[0])
     params = [parse_params(METHODS[stage.method], stage.parameters) for stage in recipe.stages]
@@ -169,20 +171,34 @@ def layers_of(source: LoadedSource) -> dict[str, Layer]:
 
 def apply_decision(
     decision: Decision,
-    sources: Sequence[LoadedSource],
+    sources: list[LoadedSource],
     state: dict[str, Tensor],
     layers: Mapping[str, Layer],
     params: MethodParams,
 ) -> None:
     """Carries out one decision on ``state``: a whole tensor is replaced, a unit is changed in its place.
 
+    One that aligns puts other sources into ``sources``.
+
     Raises:
         KeyError, IndexError, TypeError, ValueError, RuntimeError: if it doesn't fit the sources.
     """
-    if decision.action == "trained":
-        state[decision.layer] = _trained_tensor(decision, sources[0])
+    if decision.action == "aligned":
+        _align(decision, sources)
+    elif decision.action in {"trained", "solved"}:
+        state[decision.layer] = _stored_tensor(decision, sources[0])
     elif decision.action == "merged":
         _merge(decision, sources, state, layers, params)
+
+
+def _align(decision: Decision, sources: list[LoadedSource]) -> None:
+    if decision.payload is None:
+        raise ValueError("it has no alignment")
+    axes, permutations = unpack_alignment(decision.payload)
+    if len(permutations) != len(sources):
+        raise ValueError(f"it aligns {len(permutations)} sources")
+    check_permutations(axes, permutations, {name: facts.shape for name, facts in sources[0].store.facts().items()})
+    sources[:] = [source.reordered(axes, order) for source, order in zip(sources, permutations, strict=True)]
 
 
 def _merge(
@@ -233,7 +249,7 @@ def _extra_values(params: MethodParams, current: Tensor, values: Sequence[Tensor
     return [current.clone() if extra == "current" else plain_average(values, len(values)) for extra in extras]
 
 
-def _trained_tensor(decision: Decision, source: LoadedSource) -> Tensor:
+def _stored_tensor(decision: Decision, source: LoadedSource) -> Tensor:
     if decision.payload is None:
         raise ValueError("it has no values")
     values = unpack_values(decision.payload, source.store.facts()[decision.layer].shape, source.dtype)
@@ -247,6 +263,10 @@ def _merged_tensor(
         bounds = unpack_shares(decision.payload, values[0].shape, len(values))
         return mix_elementwise(values, bounds.to(values[0].device))
     method = METHODS[decision.method]
-    if not isinstance(method, TensorMethod):
+    if isinstance(method, TensorMethod):
+        return method.merge(values, [source.weight for source in sources], params)
+    # A mix of whole tensors goes no step from anywhere; a row with a step has lost its payload.
+    if decision.shares is None or decision.step is not None:
         raise ValueError(f"{decision.method} needs its shares in the trace")
-    return method.merge(values, [source.weight for source in sources], params)
+    _check_unit(decision, decision.shares, 1.0)
+    return mix(values, decision.shares)

@@ -21,6 +21,8 @@ class LayerSummary:
 
     visits: int = 0
     merged: int = 0
+    solved: int = 0
+    aligned: int = 0
     trained: int = 0
     rolled_back: int = 0
     refined: int = 0
@@ -44,6 +46,8 @@ class LayerSummary:
         return {
             "visits": self.visits,
             "merged": self.merged,
+            "solved": self.solved,
+            "aligned": self.aligned,
             "trained": self.trained,
             "rolled_back": self.rolled_back,
             "refined": self.refined,

@@ -26,12 +26,14 @@ _CHUNK = 2**22
 class Identity:
     """All that a run's decisions follow from; two runs with the same take the same ones.
 
-    ``recipe`` is resolved; ``sources`` has the sources' digests, ``data`` the data files' by their place in the recipe.
+    ``recipe`` is resolved; ``sources`` has the sources' digests, ``data`` the data files' by their place in the recipe,
+    ``base`` is the base's digest where there is one.
     """
 
     recipe: Recipe
     sources: tuple[str, ...]
     data: Mapping[str, str]
+    base: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """Plain data, for the head of a journal."""
@@ -39,6 +41,7 @@ class Identity:
             "format": _FORMAT,
             "recipe": self.recipe.to_document(),
             "sources": list(self.sources),
+            "base": self.base,
             "data": dict(self.data),
             "software": {"cogram_fusion": version("cogram-fusion"), "torch": torch.__version__},
             "processor": _processor(torch.device(self.recipe.device)),

@@ -21,6 +21,7 @@ from cogram_core.methods.contract import MethodParams, StageContext, TensorMetho
 from cogram_core.networks.network import Network
 from cogram_core.observer import Observer, StageInfo
 from cogram_core.output import output_dtypes
+from cogram_core.permuting import Axis, check_permutations, pack_alignment
 from cogram_core.recipe import Recipe
 from cogram_core.recording import Recorder
 from cogram_core.replaying import apply_decision, layers_of, rebuild
@@ -40,6 +41,7 @@ class Inputs:
     evaluation: Dataset | None
     holdout: Dataset | None
     training: Dataset | None
+    base: LoadedSource | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Run:
     ) -> None:
         self._recipe = recipe
         self._inputs = inputs
+        self._sources = list(inputs.sources)  # as the stages see them: an aligning one puts others here
         self._folder = folder
         self._observer = observer
         self._summary = Summary()
@@ -88,11 +91,12 @@ class Run:
         """Runs all stages and the guard.
 
         Raises:
-            CheckpointError: if a source holds NaN or infinity.
+            CheckpointError: if a source or the base holds NaN or infinity.
             ReplayError: if what an earlier run decided doesn't belong where it stands.
             FusionStopped: if the observer asked to stop.
         """
-        check_finite(self._inputs.sources)
+        base = [] if self._inputs.base is None else [self._inputs.base]
+        check_finite([*self._inputs.sources, *base])
         network = self._inputs.network
         return self._without_network() if network is None else self._with_network(network)
 
@@ -150,14 +154,15 @@ class Run:
             hear_inputs(jury, network, [(source.name, source.read) for source in inputs.sources])
         final = Choice("stage", "nothing", seq=0)
         for info in self._stages():
-            final = self._stage(info, network, jury)
+            final = self._stage(info, network, jury) or final
         written = jury.choose(final)
         value: Callable[[str], Tensor] = network.tensor
         if written != final:
             value = rebuild(self._recipe, inputs.sources, self._journal.decisions(), written)
         return Outcome(value, written, jury.verdict(written))
 
-    def _stage(self, info: StageInfo, network: Network, jury: Jury) -> Choice:
+    def _stage(self, info: StageInfo, network: Network, jury: Jury) -> Choice | None:
+        """Carries out one stage; its last result, None of an aligning one."""
         heard: list[Choice] = []
 
         def milestone(label: str) -> None:
@@ -169,7 +174,8 @@ class Run:
 
         context = StageContext(
             info=info,
-            sources=self._inputs.sources,
+            sources=self._sources,
+            base=self._inputs.base,
             network=network,
             evaluation=self._inputs.evaluation,
             training=self._inputs.training,
@@ -179,6 +185,7 @@ class Run:
             observer=self._observer,
             milestone=milestone,
             past=self._recorder.past,
+            permute=partial(self._permute, info),
             restore=partial(self._restore, info, network),
         )
         method, params = METHODS[info.method], self._params(info)
@@ -190,10 +197,27 @@ class Run:
             milestone("merged")
         else:
             method.run(context, params)
-        if not heard:
+        if not heard and method.kind != "aligning":
             milestone("unchanged")
         self._observer.stage_finished(info)
-        return heard[-1]
+        return heard[-1] if heard else None
+
+    def _permute(self, info: StageInfo, axes: Sequence[Axis], permutations: Tensor, *, layer: str, reason: str) -> None:
+        """See ``StageContext.permute``."""
+        shapes = {name: facts.shape for name, facts in self._sources[0].store.facts().items()}
+        check_permutations(axes, permutations, shapes)
+        self._sources[:] = [
+            source.reordered(axes, order) for source, order in zip(self._sources, permutations, strict=True)
+        ]
+        self._recorder.record(
+            stage=info.index,
+            method=info.method,
+            layer=layer,
+            kind="layer",
+            action="aligned",
+            reason=reason,
+            payload=pack_alignment(axes, permutations),
+        )
 
     def _restore(self, info: StageInfo, network: Network, count: int) -> Decision | None:
         """See ``StageContext.restore``."""
@@ -209,7 +233,7 @@ class Run:
             if decision.stage != info.index:
                 message = f"decision {decision.seq} is of stage {decision.stage}, and stage {info.index} is to go on"
                 raise ReplayError([Problem("journal", "resume.other_stage", f"{message}; remove the earlier journal")])
-            apply_decision(decision, self._inputs.sources, state, layers, self._params(info))
+            apply_decision(decision, self._sources, state, layers, self._params(info))
             if decision.kind == "tensor":  # the others were changed in their place
                 network.tensor(decision.layer).copy_(state[decision.layer])
                 state[decision.layer] = network.tensor(decision.layer)
@@ -219,8 +243,8 @@ class Run:
         return decision
 
     def _merge_tensor(self, info: StageInfo, method: TensorMethod, params: MethodParams, name: str) -> Tensor:
-        values = [source.read(name) for source in self._inputs.sources]
-        weights = [source.weight for source in self._inputs.sources]
+        values = [source.read(name) for source in self._sources]
+        weights = [source.weight for source in self._sources]
         merged = method.merge(values, weights, params).to(values[0].dtype)
         past = self._recorder.past
         if any((known.stage, known.layer) == (info.index, name) for known in past.upcoming(1)):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from cogram_core.errors import CheckpointError, Problem
 from cogram_core.evaluation.datasets import Dataset
+from cogram_core.permuting import Axis, permuted
 from cogram_core.stopping import stop_point
 
 _LISTED = 50
@@ -125,7 +126,10 @@ def _not_storable(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """One source of a run; ``read`` gives tensors in the compute dtype on the run's device."""
+    """One source of a run; ``read`` gives tensors in the compute dtype on the run's device.
+
+    ``orders`` has, for each tensor whose units stand in another order than in the store, where and in which.
+    """
 
     name: str
     weight: float
@@ -133,14 +137,24 @@ class LoadedSource:
     dtype: torch.dtype
     device: torch.device
     data: Dataset | None = field(default=None)
+    orders: Mapping[str, tuple[tuple[Axis, Tensor], ...]] = field(default_factory=dict)
 
     def read(self, tensor: str) -> Tensor:
         """One floating tensor for the fusion's arithmetic."""
-        return self.store.read(tensor).to(self.device, self.dtype)
+        return permuted(self.store.read(tensor), self.orders.get(tensor, ())).to(self.device, self.dtype)
 
     def read_rows(self, tensor: str, first: int, last: int) -> Tensor:
         """Rows first to last − 1 of one floating tensor."""
+        if tensor in self.orders:
+            return self.read(tensor)[first:last].clone()
         return self.store.read_rows(tensor, first, last).to(self.device, self.dtype)
+
+    def reordered(self, axes: Sequence[Axis], order: Tensor) -> LoadedSource:
+        """The same source with its units in another order: new unit u is old unit order[u], int64 (units,)."""
+        orders = dict(self.orders)
+        for axis in axes:
+            orders[axis.tensor] = (*orders.get(axis.tensor, ()), (axis, order))
+        return replace(self, orders=orders)
 
 
 def check_alike(sources: list[LoadedSource]) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cogram_core.errors import Problem, ReplayError
 
 UnitKind = Literal["tensor", "layer", "neuron", "weight"]
-Action = Literal["merged", "trained", "refined", "rolled_back", "skipped"]
+Action = Literal["merged", "solved", "aligned", "trained", "refined", "rolled_back", "skipped"]
 
 METADATA_KEY = b"cogram"
 VERSION = 1
@@ -33,12 +33,17 @@ _BATCH_ROWS = 512
 class Decision:
     """One merge, refinement, rollback or skip of one unit, with the losses that led to it. Losses are in nats.
 
-    A training stage has one row a tensor and phase, with the losses on the training data before and after the phase.
+    A training stage has one row a tensor and phase, with the losses on the training data before and after the phase. A
+    tensor that is *solved* for comes from statistics of activations, and ``loss_before`` and ``loss_after`` are mean squared
+    residuals of its layer's output: of the weighted average, and of what was found. *Aligned* are a layer's hidden units:
+    the sources' are put in another order for all later stages.
+
     ``row`` is the neuron's index; ``column`` is there for single weights, and counts the neuron's numbers, the bias last.
     ``shares`` has one number a source, and one an extra candidate of CoGraM's; ``payload`` holds shares that differ from
-    weight to weight, as ``mixing.pack_shares`` writes them, or the values of a trained tensor, as ``payload.pack_values``
-    does. ``step`` is how much of the way from the old value to the mix was gone. ``elapsed`` is in seconds since the run
-    began.
+    weight to weight, as ``mixing.pack_shares`` writes them, the values of a trained or solved tensor, as
+    ``payload.pack_values`` does, or an order of units, as ``permuting.pack_alignment`` does. ``step`` is how much of the way
+    from the old value to the mix was gone, None for a data-driven method's mix of whole tensors by ``shares`` alone.
+    ``elapsed`` is in seconds since the run began.
     """
 
     seq: int

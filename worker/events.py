@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _STAGE = frozenset({"stage", "stages", "method"})
 _COUNTED_AS = {
     "merged": "accepted",
+    "solved": "accepted",
+    "aligned": "accepted",
     "trained": "trained",
     "refined": "refined",
     "rolled_back": "rolled_back",

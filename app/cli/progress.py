@@ -55,7 +55,7 @@ class ProgressBar:
 
     def decision(self, decision: Decision) -> None:
         """Counts."""
-        self._accepted += decision.action == "merged"
+        self._accepted += decision.action in {"merged", "solved", "aligned"}
         self._trained += decision.action == "trained"
         self._rolled_back += decision.action == "rolled_back"
         done = f"{self._trained} trained" if self._trained else f"{self._accepted} accepted"

@@ -29,7 +29,8 @@ def layers_table(layers: Sequence[Mapping[str, Any]], sources: Sequence[str]) ->
     table = Table("stage", "layer", "merged", "trained", "rolled back", "skipped", "loss gained", *sources)
     for layer in layers:
         shares = layer["mean_shares"] or [None] * len(sources)
-        counts = (str(layer[action]) for action in ("merged", "trained", "rolled_back", "skipped"))
+        merged = layer["merged"] + layer["solved"] + layer["aligned"]
+        counts = map(str, (merged, layer["trained"], layer["rolled_back"], layer["skipped"]))
         gain = _number(layer["loss_gained"]) if layer["loss_gained"] else ""
         table.add_row(str(layer["stage"]), layer["layer"], *counts, gain, *(_percent(share) for share in shares))
     return table

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _BATCH_ROWS = 1000
-_HIDDEN = "payload"  # packed shares of single weights, trained values: for replay, not for readers
+_HIDDEN = "payload"  # packed shares of single weights, trained or solved values: for replay, not for readers
+_ACCEPTED = {"merged", "solved", "aligned"}
 
 
 @dataclass
@@ -43,11 +44,12 @@ class LayerTally:
         self.trained += row["action"] == "trained"
         self.rolled_back += row["action"] == "rolled_back"
         self.skipped += row["action"] == "skipped"
-        if row["action"] != "merged":
+        if row["action"] not in _ACCEPTED:
             return
         self.accepted += 1
         gained = (row["loss_before"] or 0.0) - (row["loss_after"] or 0.0)
-        if row["loss_before"] is not None and row["loss_after"] is not None and math.isfinite(gained):
+        told = row["loss_before"] is not None and row["loss_after"] is not None
+        if row["action"] == "merged" and told and math.isfinite(gained):
             self.loss_gained += gained
         if row["shares"]:
             self.shared += 1

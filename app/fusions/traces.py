@@ -31,6 +31,7 @@ async def _readers(request: Request) -> TraceReaders:
     return found
 
 
+Action = Literal["merged", "solved", "aligned", "trained", "refined", "rolled_back", "skipped"]
 Readers = Annotated[TraceReaders, Depends(_readers)]
 router = APIRouter(prefix="/fusions", tags=["trace"])
 NDJSON = "application/x-ndjson"
@@ -49,7 +50,7 @@ async def get_trace(
     readers: Readers,
     layer: Annotated[str | None, Query(max_length=512)] = None,
     kind: Annotated[Literal["tensor", "layer", "neuron", "weight"] | None, Query(description="granularity")] = None,
-    action: Annotated[Literal["merged", "trained", "refined", "rolled_back", "skipped"] | None, Query()] = None,
+    action: Annotated[Action | None, Query()] = None,
     limit: Annotated[int | None, Query(ge=1, le=10_000, description="how many lines; all, if left out")] = None,
     page_token: PageToken = None,
 ) -> Response:

@@ -1,7 +1,8 @@
 """What a method is, and what it is given. Methods differ in kind:
 
 TensorMethod     merging, tensor by tensor, without data: any state dict of any architecture
-NetworkMethod    merging from data, refining the current network, or training it; sees the network, the sources and data
+NetworkMethod    aligning the sources, merging from data, refining the current network, or training it; sees the network,
+                 the sources and data
 """
 
 from __future__ import annotations
@@ -73,10 +74,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage works with. The network holds M; a merging stage overwrites it, the others change it."""
+    """What a stage works with. The network holds M; a merging stage overwrites it, refining and training ones change it.
+
+    An aligning stage leaves M alone and changes the sources.
+    """
 
     info: StageInfo
     sources: Sequence[Source]
+    base: Source | None
     network: Network
     evaluation: Dataset | None
     training: Dataset | None
@@ -88,6 +93,9 @@ class StageContext:
     """Called with a label when M is worth comparing: the guard scores it there and then."""
     past: Past
     """What an earlier, killed run has left of this one; a stage takes over what it has carried out again, or forgets it."""
+    permute: Callable[..., None]
+    """``permute(axes, permutations, layer=…, reason=…)``: puts hidden units of all sources in another order, for this stage
+    and all that follow, and records it; see ``permuting.Axis`` and ``permuting.check_permutations``."""
     restore: Callable[[int], Decision | None]
     """Carries out the past's next ``count`` decisions on M and takes them over; the last one is returned. None, and the
     past forgotten, where they are not all there: the caller computes them."""
@@ -146,7 +154,7 @@ class NetworkMethod:
     name: str
     params: type[MethodParams]
     run: Callable[[StageContext, Any], None]
-    kind: Literal["merging", "refining", "training"]
+    kind: Literal["aligning", "merging", "refining", "training"]
     per_tensor: bool = False
     needs_data: bool = True
     needs_base: bool = False

@@ -40,7 +40,7 @@ class Preflight:
 
 def needs_network(recipe: Recipe) -> bool:
     """Whether anything in the recipe runs forward; else any state dict of any architecture will do."""
-    return recipe.guard.mode != "off" or any(catalogue()[stage.method].needs_data for stage in recipe.stages)
+    return recipe.guard.mode != "off" or any(not catalogue()[stage.method].per_tensor for stage in recipe.stages)
 
 
 def preflight(
@@ -82,15 +82,19 @@ def _compare_sources(recipe: Recipe, checkpoints: Mapping[str, CheckpointSummary
     reference, *others = recipe.sources
     for source in others:
         yield from _compare_headers(
-            reference, checkpoints[reference.checkpoint].header, source, checkpoints[source.checkpoint].header
+            reference, checkpoints[reference.checkpoint].header, source.name, checkpoints[source.checkpoint].header
+        )
+    if recipe.base is not None:
+        yield from _compare_headers(
+            reference, checkpoints[reference.checkpoint].header, "base", checkpoints[recipe.base].header
         )
 
 
 def _compare_headers(
-    first: Source, expected: CheckpointHeader, source: Source, found: CheckpointHeader
+    first: Source, expected: CheckpointHeader, source: str, found: CheckpointHeader
 ) -> Iterator[Problem]:
     for name in sorted(expected.tensors.keys() | found.tensors.keys()):
-        place = f"{source.name}: {name}"
+        place = f"{source}: {name}"
         one, other = expected.tensors.get(name), found.tensors.get(name)
         if other is None:
             message = f"is missing here, {first.name} has it; sources must have the same tensors"

@@ -33,8 +33,12 @@ def expand_shorthand(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def with_usual_start(stages: tuple[Any, ...], first: Any) -> tuple[Any, ...]:
-    """A refining or training stage with nothing to work on starts from ``first``."""
-    return stages if catalogue()[stages[0].method].kind == "merging" else (first, *stages)
+    """A refining or training stage with nothing to work on starts from ``first``; sources are aligned before that."""
+    kinds = [catalogue()[stage.method].kind for stage in stages]
+    place = next((place for place, kind in enumerate(kinds) if kind != "aligning"), len(stages))
+    if place < len(stages) and kinds[place] == "merging":
+        return stages
+    return (*stages[:place], first, *stages[place:])
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,20 @@ class Draft:
             yield Problem("data.training", "recipe.unused_training", message)
 
     def _order_problems(self) -> Iterable[Problem]:
-        """A merging stage makes the network anew; without a guard to compare them, an earlier one is work for nothing."""
+        """A merging stage makes the network anew; without a guard to compare them, an earlier one is work for nothing.
+
+        Sources that are aligned after a network was made of them have nothing to do with it any more.
+        """
         for place, (before, after) in enumerate(pairwise(self.entries)):
-            if self.mode == "off" and before is not None and after is not None and after.kind == "merging":
+            if before is None or after is None:
+                continue
+            if after.kind == "aligning" and before.kind != "aligning":
+                message = (
+                    f"{after.name} puts the sources' units in another order, and {before.name} has made a network "
+                )
+                message += f"of the old one; let {after.name} come first"
+                yield Problem(f"stages[{place + 1}]", "recipe.aligned_late", message)
+            if self.mode == "off" and before.kind != "aligning" and after.kind == "merging":
                 message = f"{before.name} is overwritten by {after.name}, which merges anew; take one of them out"
                 yield Problem(f"stages[{place}]", "recipe.overwritten_stage", message)
 
