@@ -197,7 +197,7 @@ def fuse_modules(
         outcome = run.carry_out()
         fused = copy.deepcopy(modules[0]).eval()
         with torch.no_grad():
-            for tensor_name, tensor in fused.state_dict().items():
+            for tensor_name, tensor in _untied(fused).items():
                 if tensor.is_floating_point():
                     tensor.copy_(outcome.value(tensor_name))
         run.finish(outcome)
@@ -207,7 +207,7 @@ def fuse_modules(
 def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[str, tuple[Tensor, Tensor]]) -> Inputs:
     device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
     sources = [
-        LoadedSource(source.name, source.weight, MemoryStore(source.name, module.state_dict()), dtype, device)
+        LoadedSource(source.name, source.weight, MemoryStore(source.name, _untied(module)), dtype, device)
         for source, module in zip(recipe.sources, modules, strict=True)
     ]
     check_alike(sources)
@@ -225,6 +225,13 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
         network = Network(module.to(device), next(iter(sets.values())).inputs[:1])
         _check_outputs(network, {f"data.{name}": dataset for name, dataset in sets.items()})
     return Inputs(sources, network, evaluation, holdout, sets.get("training"))
+
+
+def _untied(module: nn.Module) -> dict[str, Any]:
+    """What a module's state holds, each tensor once, under the first of its names."""
+    first: dict[int, str] = {}
+    held = module.state_dict(keep_vars=True).items()
+    return {name: value for name, value in held if first.setdefault(id(value), name) == name}
 
 
 def _check_sizes(recipe: Recipe, first: LoadedSource) -> None:

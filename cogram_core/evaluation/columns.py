@@ -25,7 +25,7 @@ class Columns:
     def __init__(self, layer: Layer, network: Network, inputs: Tensor, current: Tensor) -> None:
         self._layer = layer
         self._network = network
-        self._module = network.module.get_submodule(layer.name)
+        self._module = network.module_of(layer)
         self._inputs = inputs  # (N, ..., in), or (N, in, ...) of a convolution
         # Of a linear layer: (in, N, ...).
         self._by_feature = inputs.movedim(-1, 0).contiguous() if isinstance(self._module, nn.Linear) else None

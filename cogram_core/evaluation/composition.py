@@ -52,7 +52,7 @@ def is_composition(network: Network, inputs: Tensor, others: Tensor) -> bool:
 
 
 def _repeats(network: Network, record: _Record) -> bool:
-    cuts = [(network.calls.cut(layer.name), layer) for layer in network.layers]
+    cuts = [(network.cut(layer), layer) for layer in network.layers]
     with ExitStack() as disfigured:
         for place, call in sorted(enumerate(record.calls), key=lambda entry: entry[1].end, reverse=True):
             stop_point()

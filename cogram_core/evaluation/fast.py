@@ -74,7 +74,9 @@ class FastEvaluator:
     def touched(self, layer: Layer) -> frozenset[int] | None:
         """The rows of an embedding that the examples read; None where that can't be told, or is no question."""
         cut = self._cut(layer)
-        if not isinstance(self._network.module.get_submodule(layer.name), nn.Embedding) or cut.module != layer.name:
+        if layer.module is None or cut.module != layer.module:
+            return None
+        if not isinstance(self._network.module.get_submodule(layer.module), nn.Embedding):
             return None
         if self._kind(layer) is None:  # its rows may be read in another way, too
             return None
@@ -251,7 +253,7 @@ class FastEvaluator:
     def _cut(self, layer: Layer) -> Call:
         """Where to cut for a layer: before its own call, if a trial shows that nothing earlier depends on it."""
         if layer.name not in self._cuts:
-            cut = self._network.calls.cut(layer.name)
+            cut = self._network.cut(layer)
             if cut != self._network.calls.calls[0] and not self._composed and not self._cut_holds(layer, cut):
                 cut = self._network.calls.calls[0]
             if cut == self._network.calls.calls[0] and len(self._network.layers) > 1:

@@ -67,9 +67,9 @@ class Probe(Protocol):
 
 def probe_kinds(layer: Layer, network: Network, cut: Call) -> Iterator[ProbeKind]:
     """The kinds to be tried for a layer, the quickest first; none if its neurons can only be tried one by one."""
-    module = network.module.get_submodule(layer.name)
-    if cut.module != layer.name or layer.neurons == 0:
+    if layer.module is None or cut.module != layer.module or layer.neurons == 0:
         return
+    module = network.module.get_submodule(layer.module)
     if not any(_is_plain(module, kind) for kind in (nn.Embedding, nn.Linear, *CONVOLUTIONS)):
         return
     if isinstance(module, nn.Embedding):
@@ -112,7 +112,7 @@ def open_probe(kind: ProbeKind, layer: Layer, network: Network, rest: Rest, exam
         rest.find_chain(own.clone())
         return OwnOutput(columns, rest, _channel(network, layer), base)
     ((arriving, leaving),) = following
-    weight = network.tensor(f"{kind.linear.module}.weight")
+    weight: Tensor = network.module.get_submodule(kind.linear.module).weight.detach()  # type: ignore[operator]
     if kind.name == "channels":
         front = rest.fork()
         front.learn_use(own)
@@ -168,4 +168,4 @@ def _wide_draws(rest: Rest, linear: Call, own: Tensor) -> Iterator[tuple[Tensor,
 
 
 def _channel(network: Network, layer: Layer) -> int:
-    return 1 if isinstance(network.module.get_submodule(layer.name), CONVOLUTIONS) else -1
+    return 1 if isinstance(network.module_of(layer), CONVOLUTIONS) else -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,11 @@ class CallTree:
             if len(own := self.of(name)) == 1:
                 return own[0]
         return self.calls[0]
+
+    def around_all(self, cuts: Sequence[Call]) -> Call:
+        """The innermost call inside of which all of ``cuts``, at least one, begin and end; perhaps one of them."""
+        begin, end = min(cut.begin for cut in cuts), max(cut.end for cut in cuts)
+        return max((c for c in self.calls if c.begin <= begin and end <= c.end), key=lambda call: call.begin)
 
     def before(self, cut: Call) -> list[Call]:
         """The outermost calls that end before ``cut`` begins."""

@@ -21,6 +21,8 @@ _ROW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 class Layer:
     """One parameterised module: its own floating tensors, statistics of normalisation included.
 
+    ``name`` is what stands before the last dot of its tensors' names in the checkpoint, and ``module`` the name of the
+    module that has them; None where other modules use them, too, or they are only parts of a module's tensors.
     ``tensors`` has the weight first, ``shapes`` their shapes. ``neurons`` counts its output units, 0 where it has a layer
     level only. A layer with neurons can be seen as one matrix with a row a neuron: the neuron's part of every tensor,
     flattened, one after the other. A weight's column counts in this row, so that a bias stands behind the weights.
@@ -30,6 +32,7 @@ class Layer:
     tensors: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     neurons: int
+    module: str | None = None
 
     @cached_property
     def width(self) -> int:
@@ -69,9 +72,16 @@ LayerValue = Mapping[str, Tensor]
 """All tensors of a layer by name."""
 
 
-def layer_of(name: str, module: nn.Module) -> Layer:
-    """The layer that a module is."""
-    shapes = {f"{name}.{own}" if name else own: tuple(tensor.shape) for own, tensor in own_tensors(module).items()}
+def layer_of(name: str, module: nn.Module, tensors: Mapping[str, str]) -> Layer:
+    """The layer that a module is.
+
+    Args:
+        name: the layer's.
+        module: has the tensors.
+        tensors: what the checkpoint calls each of the module's own floating tensors.
+    """
+    own = own_tensors(module)
+    shapes = {tensors[inner]: tuple(tensor.shape) for inner, tensor in own.items()}
     rows = module.weight.shape[0] if isinstance(module, _ROW_MODULES) else 0
     return make_layer(name, shapes, rows if all(shape[:1] == (rows,) for shape in shapes.values()) else 0)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cogram_core.errors import NetworkError, Problem
-from cogram_core.networks.calls import CallTree, record_calls
-from cogram_core.networks.layers import Layer, LayerValue, layer_of, own_tensors
+from cogram_core.networks.calls import Call, CallTree, record_calls
+from cogram_core.networks.layers import Layer, LayerValue, layer_of, make_layer, own_tensors
+from cogram_core.networks.packing import present
+from cogram_core.networks.parts import Part, Parts, assembled, own_parts, owners
 
 # Integers as long as a floating number of so many bytes.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -20,57 +24,72 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Network:
     """A module in evaluation mode whose tensors are read and exchanged unit by unit."""
 
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
+    def __init__(self, module: nn.Module, example: Tensor, parts: Parts | None = None) -> None:
         """Takes over ``module``; ``example`` is a batch of one input, run once to learn the order of the layers.
 
+        ``parts`` says where each floating tensor of the checkpoint stands in the module, all of whose tensors they make
+        up; without it names are the module's own, and a tensor with several names goes by the first.
+
         Raises:
-            NetworkError: if the module can't run on the example, doesn't give one floating output for it, or has one
-                tensor under two names.
+            NetworkError: if the module can't run on the example, or doesn't give one floating output for it.
         """
-        _check_untied(module)
         self.module = module.eval().requires_grad_(False)
-        self._live = {
-            name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_floating_point()
-        }
+        self._parts = dict(own_parts(module) if parts is None else parts)
+        state = module.state_dict(keep_vars=True)
+        self._tensors: dict[str, Tensor] = {part.tensor: state[part.tensor] for part in self._parts.values()}
         self.calls, output = _run_once(module, example)
         self.output_shape = tuple(output.shape[1:])
-        self.layers = tuple(_layers(module, self.calls))
+        self._cuts: dict[str, Call] = {}
+        self.layers = self._find_layers()
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        device: torch.device = next(iter(self._live.values())).device
+        device: torch.device = next(iter(self._tensors.values())).device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the tensors are of at the moment."""
-        dtype: torch.dtype = next(iter(self._live.values())).dtype
+        dtype: torch.dtype = next(iter(self._tensors.values())).dtype
         return dtype
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All floating tensors, in the module's order."""
-        return tuple(self._live)
+        """All floating tensors, as the checkpoint calls them."""
+        return tuple(self._parts)
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the trainable tensors: what a gradient exists for."""
-        return tuple(name for name, tensor in self._live.items() if isinstance(tensor, nn.Parameter))
+        return tuple(n for n, part in self._parts.items() if isinstance(self._tensors[part.tensor], nn.Parameter))
 
     def tensor(self, name: str) -> Tensor:
         """The tensor itself, not a copy."""
-        tensor: Tensor = self._live[name].detach()
-        return tensor
+        part = self._parts[name]
+        return part.of(self._tensors[part.tensor].detach())
 
     def load(self, value: Callable[[str], Tensor]) -> None:
         """Copies a full state in; ``value`` is asked for one tensor after the other, so that one is held at a time."""
-        for name, tensor in self._live.items():
-            tensor.detach().copy_(value(name))
+        for name in self._parts:
+            self.tensor(name).copy_(value(name))
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all floating tensors."""
-        return {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        return {name: self.tensor(name).clone() for name in self._parts}
+
+    def cut(self, layer: Layer) -> Call:
+        """The innermost call inside of which alone the layer's tensors can be used, as far as calls tell."""
+        return self._cuts[layer.name]
+
+    def module_of(self, layer: Layer) -> nn.Module:
+        """The module of a layer that has one."""
+        assert layer.module is not None
+        return self.module.get_submodule(layer.module)
+
+    def present(self, inputs: Tensor) -> Tensor | None:
+        """Which places of token inputs (N, T) are no padding, bool (N, T); None where all are, or there are no tokens."""
+        return present(inputs)
 
     def value(self, layer: Layer) -> dict[str, Tensor]:
         """A copy of a layer's tensors."""
@@ -142,17 +161,54 @@ class Network:
             result: Tensor = self.module(inputs)
         return result
 
+    def outputs(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """``logits`` with other values of some tensors, by name; differentiable, and can be mapped over.
 
-def _check_untied(module: nn.Module) -> None:
-    """Refuses tied tensors: a unit of one layer would silently be one of another, too."""
-    first: dict[int, str] = {}
-    problems = []
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if (other := first.setdefault(id(tensor), name)) != name:
-            message = f"is the same tensor as {other}; tied layers can't be fused unit by unit, untie them first"
-            problems.append(Problem(f"network: {name}", "network.tied", message))
-    if problems:
-        raise NetworkError(problems)
+        Of a module's tensor that several of the checkpoint's make up, all are given or none.
+        """
+        inner: dict[str, list[tuple[Part, Tensor]]] = {}
+        for name, value in values.items():
+            inner.setdefault(self._parts[name].tensor, []).append((self._parts[name], value))
+        state = {
+            name: given[0][1] if given[0][0].whole else assembled(self._tensors[name].shape, given)
+            for name, given in inner.items()
+        }
+        result: Tensor = functional_call(self.module, state, (inputs,))
+        return result
+
+    def _find_layers(self) -> tuple[Layer, ...]:
+        """The layers in the order in which they complete.
+
+        One whose tensors others use without calling it stands before the module around it that is called.
+        """
+        owned_by, names = owners(self.module), {part.tensor: name for name, part in self._parts.items()}
+        groups: dict[str, list[str]] = {}
+        for name in self._parts:
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
+        places: dict[str, tuple[int, bool]] = {}
+        layers = {}
+        for group, tensors in groups.items():
+            inner = {self._parts[name].tensor: self._tensors[self._parts[name].tensor] for name in tensors}
+            homes = list(dict.fromkeys(home for tensor in inner.values() for home in owned_by[id(tensor)]))
+            self._cuts[group] = self.calls.around_all([self.calls.cut(home) for home in homes])
+            own = self.calls.of(homes[0]) if len(homes) == 1 else []
+            places[group] = (own[0].end, True) if own else (self._cuts[group].end, False)
+            layers[group] = self._layer(group, tensors, homes, names)
+        return tuple(layers[group] for group in sorted(places, key=places.__getitem__))
+
+    def _layer(self, name: str, tensors: list[str], homes: list[str], names: Mapping[str, str]) -> Layer:
+        """The layer of these tensors; ``homes`` are the modules that have them, ``names`` what the module's are called."""
+        for home in homes:
+            own = {
+                f"{home}.{inner}" if home else inner: inner for inner in own_tensors(self.module.get_submodule(home))
+            }
+            called = {inner: names.get(tensor) for tensor, inner in own.items()}
+            whole = all(self._parts[tensor].whole for tensor in tensors)
+            if whole and sorted(map(str, called.values())) == sorted(tensors):
+                given = {inner: str(tensor) for inner, tensor in called.items()}
+                found = layer_of(name, self.module.get_submodule(home), given)
+                return replace(found, module=home if len(homes) == 1 else None)
+        return make_layer(name, {tensor: tuple(self.tensor(tensor).shape) for tensor in tensors}, 0)
 
 
 def _run_once(module: nn.Module, example: Tensor) -> tuple[CallTree, Tensor]:
@@ -168,18 +224,3 @@ def _run_once(module: nn.Module, example: Tensor) -> tuple[CallTree, Tensor]:
         message = f"the network must give one tensor of floating numbers, an entry an example; it gave {shape}"
         raise NetworkError([Problem("network", "network.wrong_output", message)])
     return calls, output
-
-
-def _layers(module: nn.Module, calls: CallTree) -> Iterator[Layer]:
-    """The parameterised modules in the order in which they complete.
-
-    One that others use without calling it stands before the module around it that is called.
-    """
-    places = {}
-    for name, inner in module.named_modules():
-        if own_tensors(inner):
-            own = calls.of(name)
-            places[name] = (own[0].end, True) if own else (calls.around(name).end, False)
-    modules = dict(module.named_modules())
-    for name in sorted(places, key=places.__getitem__):
-        yield layer_of(name, modules[name])

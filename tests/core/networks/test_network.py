@@ -160,8 +160,30 @@ def _interrupted(network: Network, module: Turning) -> None:
     raise KeyboardInterrupt
 
 
-def test_tied_tensors_are_refused_by_name() -> None:
-    assert refusal(Tied(), torch.zeros(1, 6)) == "network.tied"
+def test_a_tied_tensor_is_one_under_its_first_name_and_cut_before_all_that_use_it() -> None:
+    module = nn.Sequential(nn.Linear(6, 6), Tied(), nn.Linear(6, 2))
+    network = Network(module, torch.zeros(1, 6))
+    tied, second = (next(layer for layer in network.layers if layer.name == name) for name in ("1.first", "1.second"))
+    assert network.names == (
+        "0.weight",
+        "0.bias",
+        "1.first.weight",
+        "1.first.bias",
+        "1.second.bias",
+        "2.weight",
+        "2.bias",
+    )
+    assert (tied.tensors, tied.neurons, tied.module) == (("1.first.weight", "1.first.bias"), 6, None)
+    assert network.cut(tied).module == "1"
+    assert (second.tensors, second.neurons, network.cut(second).module) == (("1.second.bias",), 0, "1.second")
+    # What changes both comes before what changes the second alone, when layers are visited backward.
+    assert [layer.name for layer in network.layers] == ["0", "1.second", "1.first", "2"]
+
+
+def test_outputs_with_other_values_are_those_of_a_network_that_has_them() -> None:
+    network, other, inputs = Network(Tied(), torch.zeros(1, 6)), Tied(), torch.randn(5, 6, generator=random(0))
+    values = {name: other.state_dict()[name] for name in network.names}
+    assert torch.equal(network.outputs(values, inputs), other(inputs))
 
 
 def test_a_network_that_cannot_run_on_its_data_is_refused() -> None:

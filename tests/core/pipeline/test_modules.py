@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cogram_core
 from cogram_core.errors import FusionStopped, InvalidInput
@@ -110,3 +110,32 @@ def test_a_holdout_set_with_the_evaluation_examples_is_refused() -> None:
     for order in (torch.arange(len(targets)), torch.arange(len(targets)).flip(0)):
         data = {"evaluation": (inputs, targets), "holdout": (inputs[order], targets[order])}
         assert refusal([mlp(0), mlp(1)], data=data) == {"data.holdout": "recipe.same_data"}
+
+
+class Tied(nn.Module):
+    """Reads and writes by one matrix."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.into, self.middle, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.out.weight = self.into.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.as_tensor(self.out(torch.relu(self.middle(self.into(inputs)))))
+
+
+def test_tied_modules_stay_tied_and_their_one_tensor_is_decided_on_as_a_whole() -> None:
+    data = {name: points(seed) for seed, name in enumerate(("evaluation", "holdout"))}
+    fused, trace = cogram_core.fuse_modules([Tied(0), Tied(1)], stages=["fisher", "cogram"], data=data)
+    assert isinstance(fused, Tied)
+    assert fused.out.weight is fused.into.weight
+    decisions = list(trace.decisions())
+    assert {decision.layer for decision in decisions if decision.method == "fisher"} == {
+        "into.weight", "into.bias", "middle.weight", "middle.bias",
+    }  # fmt: skip
+    losses = [
+        nn.functional.cross_entropy(module(data["holdout"][0]), data["holdout"][1]) for module in (fused, Tied(0))
+    ]
+    assert any(decision.action == "merged" and decision.layer == "into" for decision in decisions)
+    assert losses[0] <= losses[1]
