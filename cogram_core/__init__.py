@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cogram_core.calibration import Calibration, calibrate
     from cogram_core.inspection import inspect
-    from cogram_core.pipeline import Fusion, fuse, fuse_modules
+    from cogram_core.modules import fuse_modules
+    from cogram_core.pipeline import Fusion, fuse
     from cogram_core.recipe import Recipe
     from cogram_core.replaying import replay
 
@@ -24,7 +25,7 @@ _HOMES = {
     "Fusion": "cogram_core.pipeline",
     "Recipe": "cogram_core.recipe",
     "fuse": "cogram_core.pipeline",
-    "fuse_modules": "cogram_core.pipeline",
+    "fuse_modules": "cogram_core.modules",
     "inspect": "cogram_core.inspection",
     "replay": "cogram_core.replaying",
 }

@@ -1,49 +1,42 @@
-"""Runs a recipe: resolve, preflight, stages, guard, write. The only module that knows all the others."""
+"""Runs a recipe: resolve, preflight, stages, guard, write. With ``modules`` the only one that knows all the others."""
 
 from __future__ import annotations
 
-import copy
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
-from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem, RecipeError
-from cogram_core.evaluation.datasets import Dataset, check_outputs, make_dataset, read_dataset
+from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
+from cogram_core.evaluation.datasets import Dataset, check_outputs, read_dataset
 from cogram_core.evaluation.prototypes import PrototypeParams, decide
 from cogram_core.journal import JOURNAL_NAME
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
-from cogram_core.networks.tokens import Tokens, tokens_of
+from cogram_core.networks.tokens import Tokens
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
 from cogram_core.overlap import shared_part
 from cogram_core.preflight import (
     NETWORK_FILE,
-    criterion_problems,
-    needs_network,
-    payload_problems,
     preflight_files,
-    prototype_problems,
 )
 from cogram_core.recipe import Recipe, SequentialNetwork
 from cogram_core.recipe.layers import AnyLayer, LayerSpec, vocabulary
 from cogram_core.recipe.reading import write_text
 from cogram_core.resuming import Identity, data_digests, earlier_run, sha256_of
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
-from cogram_core.sources import CheckpointStore, LoadedSource, MemoryStore, check_alike, source_digests
+from cogram_core.sources import CheckpointStore, LoadedSource, source_digests
 from cogram_core.stopping import stoppable
-from cogram_core.trace import Trace
 
 _SHARED = 0.5  # of the holdout examples at most: data with few different inputs has some in common by chance
 
@@ -113,10 +106,10 @@ def opened(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[tuple[Recipe, 
     """
     with ExitStack() as stack:
         layers = preflight_files(recipe, paths).layers
-        resolved = _resolve(recipe, layers)
+        resolved = resolve(recipe, layers)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         loaded = _load(resolved, paths, layers, stack)
-        yield _with_prototypes(resolved, loaded.evaluation), loaded
+        yield with_prototypes(resolved, loaded.evaluation), loaded
 
 
 @contextmanager
@@ -129,132 +122,6 @@ def writable(output: str | Path) -> Iterator[None]:
             f"{output}: can't be written ({error.strerror or error}); check that its parent may be written and has room"
         )
         raise OutputError(message) from error
-
-
-class FusedModule(NamedTuple):
-    """What ``fuse_modules`` gives: the fused module and the trace of how it came about."""
-
-    module: nn.Module
-    trace: Trace
-
-
-def fuse_modules(
-    modules: Sequence[nn.Module],
-    *,
-    stages: Sequence[Mapping[str, Any] | str] | str,
-    data: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-    guard: str | Mapping[str, Any] | None = None,
-    compute_dtype: str = "float32",
-    seed: int = 0,
-    device: str = "auto",
-    threads: int | str = "auto",
-    observer: Observer | None = None,
-) -> FusedModule:
-    """Fuses networks in memory; the same stages, guard and results as ``fuse``.
-
-    Args:
-        modules: two or more torch modules of one architecture. For inputs (N, ...) they give class scores (N, C), values
-            (N, ...), or token scores (N, T, V), as the targets ask.
-        stages: methods by name, or mappings with ``method`` and its parameters; a single name is a list of one.
-        data: ``evaluation``, ``holdout``, ``training``: each a pair of inputs (N, ...) and targets: classes, integers
-            (N,); values, floating (N, ...); or the labels of token ids (N, T), integers (N, T), at the places of the
-            inputs and −100 where nothing is to be predicted. Integer inputs are given to the modules as they are where
-            these run on them (token ids), else as numbers of ``compute_dtype`` (pixels).
-        guard: as in a recipe, and so are ``compute_dtype``, ``seed``, ``device`` and ``threads``.
-        observer: hears of the progress and may stop the run.
-
-    Returns:
-        A copy of the first module with the fused tensors, in evaluation mode, and the trace.
-
-    Raises:
-        InvalidInput: listing everything that is wrong with the arguments.
-        FusionStopped: if the observer asked for it.
-    """
-    recipe = Recipe.from_document(
-        {
-            "guard": guard,
-            "compute_dtype": compute_dtype,
-            "seed": seed,
-            "device": device,
-            "threads": threads,
-            "sources": [{"name": f"module-{i}", "checkpoint": f"memory:{i}"} for i in range(len(modules))],
-            "data": {name: f"memory:{name}" for name in data or {}},
-            "stages": [
-                {"method": stage} if isinstance(stage, str) else dict(stage)
-                for stage in ([stages] if isinstance(stages, str) else stages)
-            ],
-        }
-    )
-    resolved = _resolve(recipe, None)
-    heard = observer or SilentObserver()
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack, stoppable(heard):
-        folder = Path(name)
-        stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
-        inputs = _load_modules(resolved, modules, data or {})
-        resolved = _with_prototypes(resolved, inputs.evaluation)
-        run = Run(resolved, inputs, folder, heard)
-        stack.callback(run.close)
-        outcome = run.carry_out()
-        fused = copy.deepcopy(modules[0]).eval()
-        with torch.no_grad():
-            for tensor_name, tensor in _untied(fused).items():
-                if tensor.is_floating_point():
-                    tensor.copy_(outcome.value(tensor_name))
-        run.finish(outcome)
-        return FusedModule(fused, Trace((folder / "trace.parquet").read_bytes()))
-
-
-def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[str, tuple[Tensor, Tensor]]) -> Inputs:
-    device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
-    sources = [
-        LoadedSource(source.name, source.weight, MemoryStore(source.name, _untied(module)), dtype, device)
-        for source, module in zip(recipe.sources, modules, strict=True)
-    ]
-    check_alike(sources)
-    _check_sizes(recipe, sources[0])
-    module = copy.deepcopy(modules[0]).to("cpu", dtype).eval() if needs_network(recipe) else None
-    tokens = {name: None if module is None else tokens_of(module, pair[0]) for name, pair in data.items()}
-    places = {
-        f"data.{name}": partial(make_dataset, *pair, dtype, f"data.{name}", tokens[name]) for name, pair in data.items()
-    }
-    sets = {place.removeprefix("data."): dataset.to(device) for place, dataset in _all_datasets(places).items()}
-    evaluation, holdout = sets.get("evaluation"), sets.get("holdout")
-    network = None
-    if module is not None:
-        _check_fits(recipe, evaluation, holdout, tokens.get("evaluation"))
-        network = Network(module.to(device), next(iter(sets.values())).inputs[:1])
-        _check_outputs(network, {f"data.{name}": dataset for name, dataset in sets.items()})
-    return Inputs(sources, network, evaluation, holdout, sets.get("training"))
-
-
-def _untied(module: nn.Module) -> dict[str, Any]:
-    """What a module's state holds, each tensor once, under the first of its names."""
-    first: dict[int, str] = {}
-    held = module.state_dict(keep_vars=True).items()
-    return {name: value for name, value in held if first.setdefault(id(value), name) == name}
-
-
-def _check_sizes(recipe: Recipe, first: LoadedSource) -> None:
-    facts = first.store.facts()
-    problems = [*payload_problems(recipe, {name: entry.shape for name, entry in facts.items() if entry.floating})]
-    if problems:
-        raise RecipeError(problems)
-
-
-def _check_fits(recipe: Recipe, evaluation: Dataset | None, holdout: Dataset | None, tokens: Tokens | None) -> None:
-    """What the preflight tells of files by their headers."""
-    losses = [dataset.loss for dataset in (evaluation, holdout) if dataset is not None]
-    problems = [*criterion_problems(recipe, losses)]
-    if tokens is not None:
-        problems += prototype_problems(recipe, medoids=tokens.vocabulary is not None)
-    if problems:
-        raise RecipeError(problems)
-
-
-def _check_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None:
-    problems = [p for place, dataset in datasets.items() for p in check_outputs(dataset, network.output_shape, place)]
-    if problems:
-        raise DatasetError(problems)
 
 
 def parse(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
@@ -271,7 +138,7 @@ def paths_of(recipe: Recipe, inputs: Mapping[str, Path]) -> dict[str, Path]:
     return {ref.value: Path(inputs.get(ref.value, ref.value)) for ref in recipe.references()}
 
 
-def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
+def resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
     """The recipe with everything that was left open decided: device, threads, layers."""
     network = recipe.network if layers is None else SequentialNetwork(kind="sequential", layers=layers)
     return recipe.model_copy(
@@ -283,7 +150,7 @@ def _resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
     )
 
 
-def _with_prototypes(recipe: Recipe, evaluation: Dataset | None) -> Recipe:
+def with_prototypes(recipe: Recipe, evaluation: Dataset | None) -> Recipe:
     """The recipe with the prototypes that the data asks for where it was left open."""
     if evaluation is None:
         return recipe
@@ -307,7 +174,7 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...
         for reference in recipe.references()
         if reference.kind == "dataset"
     }
-    datasets = {place: data.to(device) for place, data in _all_datasets(places).items()}
+    datasets = {place: data.to(device) for place, data in all_datasets(places).items()}
     sources = []
     for place, source in enumerate(recipe.sources):
         reader = stack.enter_context(CheckpointReader.open(paths[source.checkpoint]))
@@ -316,7 +183,7 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...
     network = None
     if layers is not None:
         network = Network(_module(layers, sources[0]), next(iter(datasets.values())).inputs[:1])
-        _check_outputs(network, datasets)
+        check_all_outputs(network, datasets)
     base = None
     if recipe.base is not None:
         reader = stack.enter_context(CheckpointReader.open(paths[recipe.base]))
@@ -325,7 +192,18 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...
     return Inputs(sources, network, evaluation, holdout, training, base)
 
 
-def _all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Dataset]:
+def check_all_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None:
+    """Checks that the network can be judged by the targets of every dataset.
+
+    Raises:
+        DatasetError: listing every dataset by which it can't.
+    """
+    problems = [p for place, dataset in datasets.items() for p in check_outputs(dataset, network.output_shape, place)]
+    if problems:
+        raise DatasetError(problems)
+
+
+def all_datasets(places: Mapping[str, Callable[[], Dataset]]) -> dict[str, Dataset]:
     """Reads every dataset, and tells the problems of all of them together."""
     datasets: dict[str, Dataset] = {}
     problems: list[Problem] = []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cogram_core import fuse_modules
 from cogram_core.determinism import repeatable
 from cogram_core.errors import FusionStopped
-from cogram_core.pipeline import FusedModule
+from cogram_core.modules import FusedModule
 from cogram_core.trace import Decision
 from tests.core.factories import Pair, conv_net, initialise, mlp, points, random
 from tests.core.pipeline.recording import Recording

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import cogram_core
 from cogram_core.errors import FusionStopped, InvalidInput
-from tests.core.factories import mlp, points
+from tests.core.factories import Pair, mlp, points
 from tests.core.pipeline.recording import Recording
 
 
@@ -139,3 +139,23 @@ def test_tied_modules_stay_tied_and_their_one_tensor_is_decided_on_as_a_whole() 
     ]
     assert any(decision.action == "merged" and decision.layer == "into" for decision in decisions)
     assert losses[0] <= losses[1]
+
+
+def test_each_modules_own_data_are_its_statistics() -> None:
+    modules = [mlp(1), mlp(2)]
+    one, two = points(1), points(2, skew=0.9)
+    evaluation = points(3)
+
+    def fused(data: list[Pair | None]) -> dict[str, torch.Tensor]:
+        options = {"stages": ["fisher"], "data": {"evaluation": evaluation}, "guard": "off"}
+        return cogram_core.fuse_modules(modules, **options, source_data=data).module.state_dict()
+
+    own, swapped = fused([one, two]), fused([two, one])
+    assert any(not torch.equal(own[name], swapped[name]) for name in own)
+    common, none = fused([None, evaluation]), fused([])
+    assert all(torch.equal(common[name], none[name]) for name in common)
+
+
+def test_data_of_a_module_that_is_not_there_is_refused() -> None:
+    found = refusal([mlp(1), mlp(2)], stages=["fisher"], source_data=[None, None, points(1)])
+    assert found == {"source_data": "recipe.too_much_data"}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cogram_core import fuse, fuse_modules
 from cogram_core.errors import RecipeError
-from cogram_core.pipeline import FusedModule
+from cogram_core.modules import FusedModule
 from cogram_core.trace import Decision
 from tests.core.factories import mlp, points, read_output, recipe_document, specialists
 from tests.core.promises.judging import criterion, rounded
