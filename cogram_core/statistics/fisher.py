@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
+from cogram_core.statistics.fisher_batches import InBatches, parts_of
 from cogram_core.statistics.fisher_directions import Estimator, directions, resolved
 from cogram_core.stopping import stop_point
-
-# Elements of gradients held at once, or one gradient where it is larger: 2²³ float32 are 32 MiB. A constant, so that
-# results don't depend on the memory at hand.
-_GRADIENT_ELEMENTS = 2**23
 
 
 def diagonal_fisher(
     network: Network, data: Dataset, examples: int, estimator: Estimator | Literal["auto"] = "auto", seed: int = 0
 ) -> dict[str, Tensor]:
     """F = E_x Σ_r (∇ ⟨d_r, z⟩)² for every trainable tensor, of each example by itself; for the d_r see ``directions``.
+
+    A batch of examples runs forward once and backward once a direction, and each example's gradients are made of what
+    arrived at the modules and what came back to them. Whether that gives the true gradients is tried first, with two
+    examples; tensors where it doesn't get theirs example by example.
 
     Args:
         network: holds the parameters at which the Fisher information is taken.
@@ -39,46 +38,30 @@ def diagonal_fisher(
     Source: Matena & Raffel 2022, arXiv:2111.09832, eq. 4 and 5.
     """
     chosen = data.evenly(examples)
-    total: dict[str, Tensor] = {}
-    for chunk in _chunks(network, chosen, resolved(estimator, chosen.loss, network.output_shape), seed):
-        stop_point()
-        for name, value in chunk.items():
-            total[name] = total[name] + value if name in total else value
-    return {name: value / len(chosen) for name, value in total.items() if bool(torch.isfinite(value).all())}
+    kind = resolved(estimator, chosen.loss, network.output_shape)
+    names = [name for name in network.parameters if network.tensor(name).numel()]
+    total = InBatches(network, names).sums(chosen, kind, seed)
+    left = [name for name in names if name not in total]
+    if left:
+        total |= _one_by_one(network, left, chosen, kind, seed)
+    means = {name: total[name] / len(chosen) for name in names}
+    return {name: mean for name, mean in means.items() if bool(torch.isfinite(mean).all())}
 
 
-def _chunks(network: Network, data: Dataset, estimator: Estimator, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Float64 sums by tensor name over a part of the examples, or over a part of one's directions."""
-    parameters = {name: network.tensor(name) for name in network.parameters if network.tensor(name).numel()}
-    if not parameters:
-        return
-    fitting = max(1, _GRADIENT_ELEMENTS // sum(tensor.numel() for tensor in parameters.values()))
-    gradients = vmap(_pulled_back(network), in_dims=(None, 0, 0))
-    for first in range(0, len(data), fitting):
-        part = data.take(torch.arange(first, min(first + fitting, len(data)), device=data.targets.device))
-        keys = [(seed, first + place) for place in range(len(part))]
-        found = directions(estimator, part.loss, network.logits(part.inputs), part.targets, keys)
-        while rows := list(islice(found, max(1, fitting // len(part)))):
-            with sdpa_kernel(SDPBackend.MATH):  # the only one that can be mapped over examples
-                pulled = gradients(parameters, part.inputs, torch.stack([row.reshape(len(row), -1) for row in rows], 1))
-            yield {name: _squares(entry) for name, entry in pulled.items()}
-
-
-def _pulled_back(network: Network) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
-    """For one example and K directions in the space of its output, (K, M): K gradients for each parameter, (K, ...)."""
-
-    def gradients(parameters: Mapping[str, Tensor], example: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        def output(values: Mapping[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(network.module, dict(values), (example[None],))
-            return found.flatten()
-
-        pull = vjp(output, dict(parameters))[1]
-        pulled: dict[str, Tensor] = vmap(pull)(rows)[0]
-        return pulled
-
-    return gradients
-
-
-def _squares(gradients: Tensor) -> Tensor:
-    """Σ_b Σ_r g_br² in float64; gradients (B, R, *shape)."""
-    return gradients.square_().flatten(0, 1).double().sum(dim=0)
+def _one_by_one(network: Network, names: Sequence[str], data: Dataset, kind: Estimator, seed: int) -> dict[str, Tensor]:
+    """Σ over examples and directions, in float64, by a forward pass an example and a backward pass each direction."""
+    leaves = {name: network.tensor(name).requires_grad_() for name in names}
+    total = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
+    for part, keys in parts_of(data, 1, seed):
+        with torch.enable_grad():
+            outputs: Tensor = functional_call(network.module, leaves, (part.inputs,))
+        if not outputs.requires_grad:
+            continue
+        for direction in directions(kind, part.loss, outputs.detach(), part.targets, keys):
+            stop_point()
+            found = torch.autograd.grad(
+                outputs, list(leaves.values()), direction, retain_graph=True, materialize_grads=True
+            )
+            for name, gradient in zip(names, found, strict=True):
+                total[name] += gradient.square().double()
+    return total

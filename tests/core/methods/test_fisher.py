@@ -13,7 +13,7 @@ from cogram_core import fuse_modules
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.mixing import unpack_shares
 from cogram_core.networks.network import Network
-from cogram_core.statistics import fisher as module_under_test
+from cogram_core.statistics import fisher_batches as module_under_test
 from cogram_core.statistics.fisher import diagonal_fisher
 from cogram_core.statistics.fisher_directions import Estimator
 from cogram_core.trace import Decision
@@ -124,7 +124,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 def test_attention_gives_the_exact_fisher_too(
     build: Callable[[], nn.Module], elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
+    monkeypatch.setattr(module_under_test, "_ACTIVATIONS", elements)
     module, ids = initialise(build(), 3).double(), torch.randint(0, 7, (5, 6), generator=random(0))
     assert close(engine_fisher(module, ids), naive_fisher(module, ids))
 
@@ -134,7 +134,7 @@ def test_attention_gives_the_exact_fisher_too(
 def test_the_fisher_of_values_is_the_sum_of_squared_gradients_of_the_outputs(
     elements: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
+    monkeypatch.setattr(module_under_test, "_ACTIVATIONS", elements)
     last = nn.Flatten(0) if shape == () else nn.Unflatten(1, shape)
     module = nn.Sequential(mlp(2, (6, 5, 4 if shape else 1)), last).double()
     inputs, values = points(2, 6)[0].double(), torch.zeros(6, *shape, dtype=torch.float64)
@@ -153,7 +153,7 @@ def test_the_fisher_of_values_is_the_sum_of_squared_gradients_of_the_outputs(
 def test_the_fisher_of_token_data_squares_the_gradient_of_each_sequence(
     elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
+    monkeypatch.setattr(module_under_test, "_ACTIVATIONS", elements)
     module, ids = initialise(Attending(False), 4).double(), torch.randint(0, 7, (5, 6), generator=random(1))
     labels = torch.where(torch.rand(5, 6, generator=random(2)) < 0.4, -100, ids)
     labels[:, 3] = ids[:, 3]
@@ -192,7 +192,7 @@ def test_gradients_of_different_examples_never_cancel() -> None:
 def test_the_size_of_chunks_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     module, (inputs, _) = mlp(1), points(1, 20)
     whole = engine_fisher(module, inputs)
-    monkeypatch.setattr(module_under_test, "_GRADIENT_ELEMENTS", elements)
+    monkeypatch.setattr(module_under_test, "_ACTIVATIONS", elements)
     for name, value in engine_fisher(module, inputs).items():
         assert torch.allclose(value, whole[name], rtol=1e-5, atol=1e-12)
 
