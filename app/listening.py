@@ -58,7 +58,9 @@ def listen(host: str, port: int) -> socket.socket:
         CannotServe: when the address is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small answers at once only where a socket says that it is TCP; else a caller who keeps the connection
+    # waits 40 ms for every one of them.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
