@@ -11,10 +11,17 @@ import pytest
 from sqlalchemy import event
 
 from app.client import Client
+from app.fusions import waiting
 from app.fusions.waiting import ANSWER_HOLDS, PATIENCE
 from app.store import jobs, workers
 from app.store.models import Fusion, WorkerSign, utc_now
 from tests.app.factories import Service
+
+
+@pytest.fixture(autouse=True)
+def _looked_for_at_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service, which other tests use as well, may still know of their workers."""
+    monkeypatch.setattr(waiting, "ANSWER_HOLDS", 0.0)
 
 
 def _waits(service: Service, device: str, seconds: float = PATIENCE.total_seconds() + 1) -> str:
@@ -22,7 +29,6 @@ def _waits(service: Service, device: str, seconds: float = PATIENCE.total_second
     fusion_id = service.fusion(device=device)
     with service.context.database.transaction() as session:
         session.query(Fusion).update({"updated_at": utc_now() - timedelta(seconds=seconds)})
-    time.sleep(ANSWER_HOLDS)  # the service, which other tests use as well, may still know of their workers
     return fusion_id
 
 
@@ -31,7 +37,6 @@ def _worker(service: Service, queues: Collection[str], silent: float = 0.0) -> N
         workers.sign(session, "host:1", queues)
         session.flush()
         session.query(WorkerSign).update({"seen_at": utc_now() - timedelta(seconds=silent)})
-    time.sleep(ANSWER_HOLDS)
 
 
 def _waiting_for(service: Service, fusion_id: str) -> str | None:
@@ -74,8 +79,12 @@ def test_nothing_is_said_at_first_nor_once_it_is_not_queued(service: Service) ->
     assert _waiting_for(service, taken) is None  # queued again just now
 
 
-def test_however_many_ask_the_workers_are_looked_for_once_a_moment(service: Service) -> None:
+def test_however_many_ask_the_workers_are_looked_for_once_a_moment(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "ANSWER_HOLDS", ANSWER_HOLDS)
     fusion_id = _waits(service, "cpu")
+    time.sleep(ANSWER_HOLDS)  # what other tests were answered is forgotten
     asked: list[str] = []
     engine = service.context.database.engine
     event.listen(engine, "before_cursor_execute", lambda *call: asked.append(call[2]) if "workers" in call[2] else None)
