@@ -73,6 +73,21 @@ def weighted_mean(values: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     return mean if same is None else torch.where(same, first, mean)
 
 
+def add_task_vectors(base: Tensor, values: Iterable[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """θ₀ + Σ λᵢ (θᵢ − θ₀) in float64.
+
+    Args:
+        base: θ₀, shape (...).
+        values: θᵢ, each of that shape, taken one by one.
+        coefficients: λᵢ, one a value; they may be negative and need not sum to one.
+    """
+    origin = base.double()
+    total = origin.clone()
+    for value, coefficient in zip(values, coefficients, strict=True):
+        total += coefficient * (value.double() - origin)
+    return total
+
+
 def plain_average(values: Iterable[Tensor], count: int) -> Tensor:
     """The mean of ``count`` values of one dtype with equal weights, rounded once, to it."""
     first, same, total = _summed(values, [1.0] * count)

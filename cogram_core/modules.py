@@ -40,6 +40,7 @@ def fuse_modules(
     modules: Sequence[nn.Module],
     *,
     stages: Sequence[Mapping[str, Any] | str] | str,
+    base: nn.Module | None = None,
     data: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     source_data: Sequence[tuple[Tensor, Tensor] | None] = (),
     guard: str | Mapping[str, Any] | None = None,
@@ -55,6 +56,7 @@ def fuse_modules(
         modules: two or more torch modules of one architecture. For inputs (N, ...) they give class scores (N, C), values
             (N, ...), or token scores (N, T, V), as the targets ask.
         stages: methods by name, or mappings with ``method`` and its parameters; a single name is a list of one.
+        base: the module that all others were trained from, for methods that take differences to it.
         data: ``evaluation``, ``holdout``, ``training``: each a pair of inputs (N, ...) and targets: classes, integers
             (N,); values, floating (N, ...); or the labels of token ids (N, T), integers (N, T), at the places of the
             inputs and −100 where nothing is to be predicted. Integer inputs are given to the modules as they are where
@@ -84,6 +86,7 @@ def fuse_modules(
                 {"name": f"module-{i}", "checkpoint": f"memory:{i}", **({"data": f"memory:{i}"} if i in own else {})}
                 for i in range(len(modules))
             ],
+            "base": None if base is None else "memory:base",
             "data": {name: f"memory:{name}" for name in data or {}},
             "stages": [
                 {"method": stage} if isinstance(stage, str) else dict(stage)
@@ -98,7 +101,7 @@ def fuse_modules(
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         places = {f"data.{name}": pair for name, pair in (data or {}).items()}
         places |= {f"sources[{i}].data": pair for i, pair in own.items()}
-        inputs = _load_modules(resolved, modules, places)
+        inputs = _load_modules(resolved, modules, base, places)
         resolved = with_prototypes(resolved, inputs.evaluation)
         run = Run(resolved, inputs, folder, heard)
         stack.callback(run.close)
@@ -112,13 +115,18 @@ def fuse_modules(
         return FusedModule(fused, Trace((folder / "trace.parquet").read_bytes()))
 
 
-def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[str, tuple[Tensor, Tensor]]) -> Inputs:
+def _load_modules(
+    recipe: Recipe, modules: Sequence[nn.Module], base: nn.Module | None, data: Mapping[str, tuple[Tensor, Tensor]]
+) -> Inputs:
     device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
-    sources = [
-        LoadedSource(source.name, source.weight, MemoryStore(source.name, _untied(module)), dtype, device)
-        for source, module in zip(recipe.sources, modules, strict=True)
-    ]
-    check_alike(sources)
+
+    def loaded(name: str, weight: float, module: nn.Module) -> LoadedSource:
+        return LoadedSource(name, weight, MemoryStore(name, _untied(module)), dtype, device)
+
+    named = zip(recipe.sources, modules, strict=True)
+    sources = [loaded(source.name, source.weight, module) for source, module in named]
+    origin = None if base is None else loaded("base", 1.0, base)
+    check_alike(sources if origin is None else [*sources, origin])
     _check_sizes(recipe, sources[0])
     module = copy.deepcopy(modules[0]).to("cpu", dtype).eval() if needs_network(recipe) else None
     tokens = {name: None if module is None else tokens_of(module, pair[0]) for name, pair in data.items()}
@@ -131,7 +139,7 @@ def _load_modules(recipe: Recipe, modules: Sequence[nn.Module], data: Mapping[st
         _check_fits(recipe, evaluation, holdout, tokens.get("data.evaluation"))
         network = Network(module.to(device), next(iter(sets.values())).inputs[:1])
         check_all_outputs(network, sets)
-    return Inputs(sources, network, evaluation, holdout, training)
+    return Inputs(sources, network, evaluation, holdout, training, origin)
 
 
 def _check_owners(own: Mapping[int, object], count: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -13,11 +15,19 @@ from torch import Tensor
 
 from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.checkpoints.reader import CheckpointReader
+from cogram_core.determinism import repeatable, resolve_threads
 from cogram_core.errors import CheckpointError, InvalidInput, Problem, ReplayError
 from cogram_core.guard import Choice
 from cogram_core.methods import METHODS, cogram
 from cogram_core.methods.contract import MethodParams, TensorMethod, parse_params
-from cogram_core.mixing import mix, mix_elementwise, plain_average, step_towards, unpack_shares
+from cogram_core.mixing import (
+    add_task_vectors,
+    mix,
+    mix_elementwise,
+    plain_average,
+    step_towards,
+    unpack_shares,
+)
 from cogram_core.networks.layers import Layer, make_layer
 from cogram_core.output import output_dtypes, write_checkpoint
 from cogram_core.payload import unpack_values
@@ -27,44 +37,61 @@ from cogram_core.sources import CheckpointStore, LoadedSource
 from cogram_core.trace import VERSION, Decision, Trace
 
 
-def replay(sources: Sequence[str | Path], trace: str | Path, output: str | Path) -> Path:
+def replay(
+    sources: Sequence[str | Path], trace: str | Path, output: str | Path, *, base: str | Path | None = None
+) -> Path:
     """Writes the fused checkpoint of a trace again.
 
     Args:
         sources: the checkpoints' folders or files, in the recipe's order.
         trace: the run's ``trace.parquet``.
         output: the folder to write; it must not exist.
+        base: the base's folder or file, where the recipe has one.
 
     Returns:
         The folder, with the same ``model.safetensors`` (or shards) byte for byte.
 
     Raises:
-        ReplayError: if the trace is not one, is of another version, or belongs to other sources.
-        CheckpointError: if a source is not a valid checkpoint.
+        ReplayError: if the trace is not one, is of another version, or belongs to other sources or another base.
+        CheckpointError: if a source or the base is not a valid checkpoint.
         OutputError: if the folder can't be written.
     """
     record = Trace(Path(trace))
-    recipe, expected, written = _read_metadata(record)
-    readers = [CheckpointReader.open(Path(source)) for source in sources]
-    try:
-        loaded = _matched(recipe, [CheckpointStore(reader) for reader in readers], expected)
-        state = rebuild(recipe, loaded, record.decisions(), written)
+    origin = _read_metadata(record)
+    with ExitStack() as stack:
+        stack.enter_context(repeatable(resolve_threads(origin.recipe.threads), torch.device("cpu")))
+        stores = [_opened(source, stack) for source in sources]
+        loaded, loaded_base = _matched(origin, stores, None if base is None else _opened(base, stack))
+        state = rebuild(origin.recipe, loaded, loaded_base, record.decisions(), origin.written)
         with abandoned_folders(Path(output)), atomic_folder(Path(output)) as folder:
-            write_checkpoint(folder, recipe, loaded[0].store, output_dtypes(recipe, loaded[0].store), state)
-    finally:
-        for reader in readers:
-            reader.close()
+            write_checkpoint(
+                folder, origin.recipe, loaded[0].store, output_dtypes(origin.recipe, loaded[0].store), state
+            )
     return Path(output)
 
 
-def _read_metadata(record: Trace) -> tuple[Recipe, list[tuple[str, str]], Choice]:
-    """The recipe, the sources' names and digests, and what was written."""
+def _opened(checkpoint: str | Path, stack: ExitStack) -> CheckpointStore:
+    return CheckpointStore(stack.enter_context(CheckpointReader.open(Path(checkpoint))))
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a trace's metadata say: the recipe, the sources' names and digests, the base's digest, and what was written."""
+
+    recipe: Recipe
+    sources: list[tuple[str, str]]
+    base: str | None
+    written: Choice
+
+
+def _read_metadata(record: Trace) -> _Origin:
     if (version := record.metadata["version"]) != VERSION:
         message = f"is of version {version}, this program replays version {VERSION}; use the program that wrote it"
         raise ReplayError([Problem("trace", "replay.other_version", message)])
     try:
         recipe = Recipe.from_document(record.metadata["recipe"])
         sources = [(entry["name"], entry["sha256"]) for entry in record.metadata["sources"]]
+        base = record.metadata.get("base")  # not there in older ones
         written = Choice(**record.metadata["written"])
     except (KeyError, TypeError, InvalidInput) as error:
         raise _damaged(f"its metadata don't say how it was made ({error})") from error
@@ -72,7 +99,9 @@ def _read_metadata(record: Trace) -> tuple[Recipe, list[tuple[str, str]], Choice
         raise _damaged(f"its recipe has {len(recipe.sources)} sources, and {len(sources)} were used")
     if not _is_possible(written, len(sources)):
         raise _damaged("it doesn't say which network was written")
-    return recipe, sources, written
+    if (recipe.base is None) != (base is None):
+        raise _damaged("its recipe and what it was made with don't agree on a base")
+    return _Origin(recipe, sources, base, written)
 
 
 def _is_possible(written: Choice, sources: int) -> bool:
@@ -87,34 +116,57 @@ def _is_count(value: Any) -> TypeGuard[int]:
 
 
 def _matched(
-    recipe: Recipe, stores: Sequence[CheckpointStore], expected: Sequence[tuple[str, str]]
-) -> list[LoadedSource]:
+    origin: _Origin, stores: Sequence[CheckpointStore], base: CheckpointStore | None
+) -> tuple[list[LoadedSource], LoadedSource | None]:
+    """The sources and the base to replay with."""
+    problems = [*_other_sources(origin.sources, stores), *_other_base(origin.base, base)]
+    if problems:
+        raise ReplayError(problems)
+    dtype, device = getattr(torch, origin.recipe.compute_dtype), torch.device("cpu")
+    sources = [
+        LoadedSource(source.name, source.weight, store, dtype, device)
+        for source, store in zip(origin.recipe.sources, stores, strict=True)
+    ]
+    return sources, None if base is None else LoadedSource("base", 1.0, base, dtype, device)
+
+
+def _other_sources(expected: Sequence[tuple[str, str]], stores: Sequence[CheckpointStore]) -> Iterator[Problem]:
     if len(stores) != len(expected):
         names = ", ".join(name for name, _ in expected)
         message = f"the trace has {len(expected)} sources ({names}), here are {len(stores)}; give them in this order"
-        raise ReplayError([Problem("sources", "replay.wrong_count", message)])
-    problems = []
+        yield Problem("sources", "replay.wrong_count", message)
+        return
     for (name, sha256), store in zip(expected, stores, strict=True):
         if (digest := store.digest()) != sha256:
             message = f"has sha256 {digest}, the trace was made with {sha256}; give the same checkpoint"
-            problems.append(Problem(name, "replay.other_source", message))
-    if problems:
-        raise ReplayError(problems)
-    dtype = getattr(torch, recipe.compute_dtype)
-    return [
-        LoadedSource(source.name, source.weight, store, dtype, torch.device("cpu"))
-        for source, store in zip(recipe.sources, stores, strict=True)
-    ]
+            yield Problem(name, "replay.other_source", message)
+
+
+def _other_base(expected: str | None, store: CheckpointStore | None) -> Iterator[Problem]:
+    if expected is None and store is not None:
+        message = "the trace was made without a base; leave it out"
+        yield Problem("base", "replay.unused_base", message)
+    elif expected is not None and store is None:
+        message = f"the trace was made with a base of sha256 {expected}; give it as well"
+        yield Problem("base", "replay.missing_base", message)
+    elif store is not None and (digest := store.digest()) != expected:
+        message = f"has sha256 {digest}, the trace was made with {expected}; give the same checkpoint"
+        yield Problem("base", "replay.other_base", message)
 
 
 def rebuild(
-    recipe: Recipe, sources: Sequence[LoadedSource], decisions: Iterable[Decision], written: Choice
+    recipe: Recipe,
+    sources: Sequence[LoadedSource],
+    base: LoadedSource | None,
+    decisions: Iterable[Decision],
+    written: Choice,
 ) -> Callable[[str], Tensor]:
     """The written network's tensors by name, in the compute dtype.
 
     Args:
         recipe: the run's, resolved.
         sources: in the recipe's order.
+        base: where the recipe has one.
         decisions: the trace from its start.
         written: which candidate to build.
 
@@ -137,7 +189,7 @@ def rebuild(
         count += 1
         try:
             _check_stage(decision, recipe)
-            apply_decision(decision, sources, state, layers, params[decision.stage])
+            apply_decision(decision, sources, base, state, layers, params[decision.stage])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, CheckpointError) as error:
             raise _damaged(f"decision {decision.seq} doesn't fit the sources: {error}") from error
     floating = {name for name, facts in sources[0].store.facts().items() if facts.floating}
@@ -172,6 +224,7 @@ def layers_of(source: LoadedSource) -> dict[str, Layer]:
 def apply_decision(
     decision: Decision,
     sources: list[LoadedSource],
+    base: LoadedSource | None,
     state: dict[str, Tensor],
     layers: Mapping[str, Layer],
     params: MethodParams,
@@ -188,7 +241,10 @@ def apply_decision(
     elif decision.action in {"trained", "solved"}:
         state[decision.layer] = _stored_tensor(decision, sources[0])
     elif decision.action == "merged":
-        _merge(decision, sources, state, layers, params)
+        if decision.kind == "tensor":
+            state[decision.layer] = _merged_tensor(decision, sources, base, params).to(sources[0].dtype)
+        else:
+            _merge_unit(decision, sources, state, layers, params)
 
 
 def _align(decision: Decision, sources: list[LoadedSource]) -> None:
@@ -201,17 +257,13 @@ def _align(decision: Decision, sources: list[LoadedSource]) -> None:
     sources[:] = [source.reordered(axes, order) for source, order in zip(sources, permutations, strict=True)]
 
 
-def _merge(
+def _merge_unit(
     decision: Decision,
     sources: Sequence[LoadedSource],
     state: dict[str, Tensor],
     layers: Mapping[str, Layer],
     params: MethodParams,
 ) -> None:
-    if decision.kind == "tensor":
-        values = [source.read(decision.layer) for source in sources]
-        state[decision.layer] = _merged_tensor(decision, sources, values, params).to(values[0].dtype)
-        return
     if decision.shares is None or decision.step is None:
         raise ValueError("it has no shares or no step")
     _check_unit(decision, decision.shares, decision.step)
@@ -257,16 +309,20 @@ def _stored_tensor(decision: Decision, source: LoadedSource) -> Tensor:
 
 
 def _merged_tensor(
-    decision: Decision, sources: Sequence[LoadedSource], values: list[Tensor], params: MethodParams
+    decision: Decision, sources: Sequence[LoadedSource], base: LoadedSource | None, params: MethodParams
 ) -> Tensor:
+    method = METHODS[decision.method]
+    if isinstance(method, TensorMethod) and decision.payload is None:
+        return method.merged(decision.layer, sources, base, params)
+    values = [source.read(decision.layer) for source in sources]
     if decision.payload is not None:
         bounds = unpack_shares(decision.payload, values[0].shape, len(values))
         return mix_elementwise(values, bounds.to(values[0].device))
-    method = METHODS[decision.method]
-    if isinstance(method, TensorMethod):
-        return method.merge(values, [source.weight for source in sources], params)
     # A mix of whole tensors goes no step from anywhere; a row with a step has lost its payload.
     if decision.shares is None or decision.step is not None:
         raise ValueError(f"{decision.method} needs its shares in the trace")
+    if method.needs_base:
+        assert base is not None  # the recipe's rules see to it
+        return add_task_vectors(base.read(decision.layer), values, decision.shares)
     _check_unit(decision, decision.shares, 1.0)
     return mix(values, decision.shares)

@@ -112,6 +112,7 @@ class Run:
             "version": VERSION,
             "recipe": self._recipe.to_document(),
             "sources": sources,
+            "base": self._base_digest(),
             "written": outcome.written.to_document(),
             "verdict": outcome.verdict,
         }
@@ -127,6 +128,11 @@ class Run:
             ignored_journals=self._earlier.ignored,
             device=self._inputs.sources[0].device,
         )
+
+    def _base_digest(self) -> str | None:
+        if self._identity is not None:
+            return self._identity.base
+        return None if self._inputs.base is None else self._inputs.base.store.digest()
 
     def close(self) -> None:
         """Closes the journal of a run that did not finish. Safe to call twice."""
@@ -158,7 +164,7 @@ class Run:
         written = jury.choose(final)
         value: Callable[[str], Tensor] = network.tensor
         if written != final:
-            value = rebuild(self._recipe, inputs.sources, self._journal.decisions(), written)
+            value = rebuild(self._recipe, inputs.sources, inputs.base, self._journal.decisions(), written)
         return Outcome(value, written, jury.verdict(written))
 
     def _stage(self, info: StageInfo, network: Network, jury: Jury) -> Choice | None:
@@ -233,7 +239,7 @@ class Run:
             if decision.stage != info.index:
                 message = f"decision {decision.seq} is of stage {decision.stage}, and stage {info.index} is to go on"
                 raise ReplayError([Problem("journal", "resume.other_stage", f"{message}; remove the earlier journal")])
-            apply_decision(decision, self._sources, state, layers, self._params(info))
+            apply_decision(decision, self._sources, self._inputs.base, state, layers, self._params(info))
             if decision.kind == "tensor":  # the others were changed in their place
                 network.tensor(decision.layer).copy_(state[decision.layer])
                 state[decision.layer] = network.tensor(decision.layer)
@@ -243,9 +249,7 @@ class Run:
         return decision
 
     def _merge_tensor(self, info: StageInfo, method: TensorMethod, params: MethodParams, name: str) -> Tensor:
-        values = [source.read(name) for source in self._sources]
-        weights = [source.weight for source in self._sources]
-        merged = method.merge(values, weights, params).to(values[0].dtype)
+        merged = method.merged(name, self._sources, self._inputs.base, params)
         past = self._recorder.past
         if any((known.stage, known.layer) == (info.index, name) for known in past.upcoming(1)):
             past.take(1)

@@ -14,9 +14,12 @@ def replay(
         list[Path], typer.Option("--sources", "-s", help="A source checkpoint; once a source, in the recipe's order.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; it must not exist.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", "-b", help="The base, where the recipe has one.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write a fused checkpoint again, bit for bit, from its sources and its trace."""
+    """Write a fused checkpoint again, bit for bit, from its sources, their base where there is one, and its trace."""
     import cogram_core
 
-    cogram_core.replay(sources, trace, output)
+    cogram_core.replay(sources, trace, output, base=base)
     typer.echo(str(output))

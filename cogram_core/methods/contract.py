@@ -135,16 +135,26 @@ class TensorMethod:
     """Merges one tensor of all sources at a time: ``merge(tensors, weights, params)``.
 
     ``merge`` gets n tensors of one shape in the compute dtype and n positive weights, and returns one float64 tensor of
-    that shape. It must depend on nothing else, so that a replay can call it again.
+    that shape. One that ``needs_base`` gets the base's tensor before them: ``merge(base, tensors, weights, params)``. It
+    must depend on nothing else, so that a replay can call it again.
     """
 
     name: str
     params: type[MethodParams]
-    merge: Callable[[Sequence[Tensor], Sequence[float], Any], Tensor]
+    merge: Callable[..., Tensor]
     kind: Literal["merging"] = "merging"
     per_tensor: bool = True
     needs_data: bool = False
     needs_base: bool = False
+
+    def merged(self, name: str, sources: Sequence[Source], base: Source | None, params: MethodParams) -> Tensor:
+        """One tensor of all sources merged, in the compute dtype; ``base`` is there where the method needs it."""
+        values = [source.read(name) for source in sources]
+        weights = [source.weight for source in sources]
+        if not self.needs_base:
+            return self.merge(values, weights, params).to(values[0].dtype)
+        assert base is not None  # the recipe's rules see to it
+        return self.merge(base.read(name), values, weights, params).to(values[0].dtype)
 
 
 @dataclass(frozen=True)

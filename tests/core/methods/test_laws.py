@@ -23,6 +23,8 @@ from tests.core.factories import conv_net, initialise, mlp, points, random, read
 methods = pytest.mark.parametrize("method", sorted(METHODS))
 # Training takes steps whatever the sources are.
 fusing = pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].kind != "training"))
+# Others take the sources one after the other, or the first of them for more than the rest.
+fair = pytest.mark.parametrize("method", sorted(METHODS.keys() - {"opcm"}))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 builds = st.sampled_from([mlp, conv_net])
 
@@ -32,7 +34,14 @@ def fused(modules: list[nn.Module], method: str, **options: object) -> nn.Module
     shape, classes = ((1, 4, 4), 3) if convolution else ((6,), 4)
     parts = ["evaluation", "holdout", *(["training"] if METHODS[method].kind == "training" else [])]
     data = {name: points(seed, 24, shape, classes) for seed, name in enumerate(parts)}
+    if METHODS[method].needs_base:
+        options = {"base": mlp(99) if shape == (6,) else conv_net(99), **options}
     return fuse_modules(modules, stages=[method], data=data, **options).module
+
+
+def with_base(method: str, base: nn.Module) -> dict[str, nn.Module]:
+    """What methods that take differences to a base have to be given as well."""
+    return {"base": base} if METHODS[method].needs_base else {}
 
 
 @fusing
@@ -44,7 +53,8 @@ def test_copies_of_a_network_give_that_network(
 ) -> None:
     assert callable(build)
     original = build(seed).to(dtype)
-    result = fused([copy.deepcopy(original) for _ in range(count)], method, guard=guard)
+    copies = [copy.deepcopy(original) for _ in range(count)]
+    result = fused(copies, method, guard=guard, **with_base(method, original))
     for name, tensor in original.state_dict().items():
         found = result.state_dict()[name]
         assert found.dtype == tensor.dtype
@@ -57,7 +67,9 @@ def test_copies_of_a_float64_network_give_that_network(method: str) -> None:
     with torch.no_grad():
         for tensor in original.state_dict().values():  # digits beyond float32
             tensor.mul_(1 + torch.rand(tensor.shape, generator=random(4), dtype=torch.float64) / 3)
-    result = fused([copy.deepcopy(original) for _ in range(3)], method, guard="off", compute_dtype="float64")
+    copies = [copy.deepcopy(original) for _ in range(3)]
+    base = with_base(method, original)
+    result = fused(copies, method, guard="off", compute_dtype="float64", **base)
     for name, tensor in original.state_dict().items():
         assert torch.equal(result.state_dict()[name], tensor), name
 
@@ -84,7 +96,7 @@ def test_names_shapes_and_dtypes_are_kept_and_inputs_untouched(
         assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
 
-@methods
+@fair
 @settings(deadline=None, max_examples=4)
 @given(seed=st.integers(0, 2**31))
 def test_two_sources_may_be_swapped(method: str, seed: int) -> None:
@@ -124,7 +136,8 @@ def test_a_per_tensor_method_takes_any_state_dict_of_any_shape(
         state = {f"t{at}": torch.randn(shape, generator=random(seed + at)).to(dtype) for at, shape in enumerate(shapes)}
         paths = [save_state(folder / f"s{place}", state) for place in range(count)]
         sources = [{"name": path.name, "checkpoint": str(path)} for path in paths]
-        fuse({"sources": sources, "stages": [{"method": method}]}, folder / "out")
+        base = {"base": sources[0]["checkpoint"]} if METHODS[method].needs_base else {}
+        fuse({"sources": sources, "stages": [{"method": method}], **base}, folder / "out")
         found = read_output(folder / "out")
         assert found.keys() == state.keys()
         for tensor_name, tensor in state.items():
