@@ -60,6 +60,11 @@ class Network:
         return tuple(self._parts)
 
     @property
+    def parts(self) -> Parts:
+        """Where each of these tensors stands in the module."""
+        return self._parts
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the trainable tensors: what a gradient exists for."""
         return tuple(n for n, part in self._parts.items() if isinstance(self._tensors[part.tensor], nn.Parameter))
