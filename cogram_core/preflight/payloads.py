@@ -12,14 +12,17 @@ from cogram_core.recipe.methods import catalogue
 
 MAX_PAYLOAD = 2**31 - 2**24
 """Bytes that a row may carry: it has to fit into a page of Parquet, less than 2 GiB with what that and zstd add."""
+_SOLVING = ("regmean", "chain_of_merges")
 
 
 def payload_bytes(recipe: Recipe, stage: Stage) -> int:
-    """Bytes that a row of a stage carries for each element of its tensor: Fisher's shares, or trained values."""
+    """Bytes that a row of a stage carries for each element of its tensor: Fisher's shares, or values."""
+    shares = 2 * (len(recipe.sources) - 1)
     if stage.method == "fisher":
-        return 2 * (len(recipe.sources) - 1)
-    if catalogue()[stage.method].kind == "training":
-        return 8 if recipe.compute_dtype == "float64" else 4
+        return shares
+    if stage.method in _SOLVING or catalogue()[stage.method].kind == "training":
+        values = 8 if recipe.compute_dtype == "float64" else 4
+        return max(values, shares) if stage.parameters.get("rest") == "fisher" else values
     return 0
 
 
@@ -29,7 +32,7 @@ def payload_problems(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[Pr
         each = payload_bytes(recipe, stage)
         what, remedy = ("shares", "take linear, or fuse fewer sources at a time")
         if stage.method != "fisher":
-            what, remedy = ("trained values", "take the stage out, or compute_dtype: float32 where it is float64")
+            what, remedy = ("values", "take the stage out, or compute_dtype: float32 where it is float64")
         for name, shape in shapes.items():
             if (needed := each * math.prod(shape)) > MAX_PAYLOAD:
                 message = f"its {what} would take {needed:,} bytes in the trace, a row of which holds {MAX_PAYLOAD:,}"
