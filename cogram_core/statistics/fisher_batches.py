@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
 from cogram_core.seeding import generator
-from cogram_core.statistics.fisher_calls import Batch, Key, Owner, Seen, Sizes, addends, owners
+from cogram_core.statistics.fisher_calls import Batch, CallRule, Key, Owner, Seen, Sizes, owners, rule_for
 from cogram_core.statistics.fisher_directions import Estimator, directions
 from cogram_core.statistics.fisher_gradients import Addend, rule_of, sum_of_squares
 from cogram_core.stopping import stop_point
@@ -20,6 +21,7 @@ from cogram_core.stopping import stop_point
 # their own. Constants, so that results don't depend on the memory at hand.
 _ACTIVATIONS = 2**24
 _RECOMPUTED = 2**23
+_AT_ONCE = 16  # directions whose gradients are squared together
 # How far the gradients of a batch's examples may be from those of single ones. Rounding is orders of magnitude below, and
 # a tensor that is used in a way that its module's calls don't show far above; what is so small beside the largest of all
 # may be noise alone.
@@ -54,19 +56,22 @@ class InBatches:
         if not self._owners:
             return {}
         total = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in self._leaves.items()}
-        for part, keys in parts_of(data, self._examples(), seed):
+        at_once = min(_AT_ONCE, math.prod(self._network.output_shape)) if kind == "exact" else 1
+        for part, keys in parts_of(data, self._examples(at_once), seed):
             batch = self._run(part.inputs)
-            for direction in directions(kind, part.loss, batch.outputs.detach(), part.targets, keys):
+            rules: dict[Key, CallRule] = {}
+            found = directions(kind, part.loss, batch.outputs.detach(), part.targets, keys)
+            while drawn := list(islice(found, at_once)):
                 stop_point()
-                for name, found in self._squares(batch, direction).items():
-                    total[name] += found
+                for name, value in self._squares(batch, drawn, rules).items():
+                    total[name] += value
         return {name: value for name, value in total.items() if name not in self._unfit}
 
     def _run(self, inputs: Tensor) -> Batch:
         return Batch(self._network, self._owners, self._leaves, inputs, self._shared)
 
-    def _examples(self) -> int:
-        """How many make up a batch."""
+    def _examples(self, directions: int) -> int:
+        """How many make up a batch where so many directions are taken at once."""
         numbers = sum(call.numbers for call in self._network.calls.calls)
         recomputed = sum(
             self._leaves[name].numel()
@@ -74,37 +79,45 @@ class InBatches:
             if rule_of(owner.module) is None
             for name in owner.tensors.values()
         )
-        return max(1, min(_ACTIVATIONS // max(1, numbers), _RECOMPUTED // max(1, recomputed)))
+        most = min(_ACTIVATIONS // max(1, numbers), _RECOMPUTED // max(1, recomputed))
+        return max(1, most // max(1, directions))
 
-    def _squares(self, batch: Batch, direction: Tensor) -> dict[str, Tensor]:
-        """Σ_b g_b² for one direction an example; what turns out to be unfit is noted."""
-        gradients, reached = batch.gradients(direction, {name: self._leaves[name] for name in self._idle})
-        self._unfit |= reached.keys()
+    def _squares(self, batch: Batch, drawn: Sequence[Tensor], rules: dict[Key, CallRule]) -> dict[str, Tensor]:
+        """Σ_b Σ_r g_br² for some directions; what turns out to be unfit is noted. ``rules`` are kept for further ones."""
+        idle = {name: self._leaves[name] for name in self._idle}
+        pulled = []
+        for direction in drawn:
+            gradients, reached = batch.gradients(direction, idle)
+            pulled.append(gradients)
+            self._unfit |= reached.keys()
         found: dict[str, list[Addend]] = {}
-        for key, arrived in gradients.items():
+        for key in pulled[0]:
             call = batch.seen[key]
-            given = self._addends(key, call, arrived)
+            arrived = [
+                torch.stack(parts, dim=1) for parts in zip(*(gradients[key] for gradients in pulled), strict=True)
+            ]
+            given = self._addends(key, call, arrived, rules)
             if given is None:
                 self._unfit |= set(call.owner.tensors.values())
                 continue
             for name, addend in given.items():
                 found.setdefault(name, []).append(addend)
-        return {
-            name: sum_of_squares(parts, len(direction), self._leaves[name].shape)
-            for name, parts in found.items()
-            if name not in self._unfit
-        }
+        return {name: sum_of_squares(parts, len(drawn[0])) for name, parts in found.items() if name not in self._unfit}
 
-    def _addends(self, key: Key, call: Seen, arrived: list[Tensor]) -> dict[str, Addend] | None:
+    def _addends(
+        self, key: Key, call: Seen, arrived: list[Tensor], rules: dict[Key, CallRule]
+    ) -> dict[str, Addend] | None:
         """None where the call doesn't show every example's part, or can't be repeated example by example."""
-        batched, sizes = self._batched.get(key), call.sizes()
+        batched, sizes, examples = self._batched.get(key), call.sizes(), len(arrived[0])
         given = len(call.given)
         if batched is None or len(batched) != len(sizes) or not all(batched[given:]):
             return None
-        if len({size for size, moved in zip(sizes, batched, strict=True) if moved}) != 1:
+        if any(size != examples for size, moved in zip(sizes, batched, strict=True) if moved):
             return None
         try:
-            return addends(call, batched[:given], arrived, self._leaves)
+            if key not in rules:
+                rules[key] = rule_for(call, batched[:given], examples, self._leaves)
+            return rules[key](arrived)
         except (RuntimeError, TypeError, ValueError, LookupError):
             return None
 
@@ -117,14 +130,28 @@ class InBatches:
         direction = draw.to(singles[0].outputs).reshape(singles[0].outputs.shape)
         true = [single.gradients(direction, self._leaves)[1] for single in singles]
         self._take_out(self._leaves.keys() - true[0].keys() - true[1].keys(), self._idle)
-        one = {key: call.sizes() for key, call in singles[0].seen.items() if _same(call, singles[1].seen.get(key))}
-        self._shared = frozenset(key for key, call in self._run(pair).seen.items() if _is_shared(call, one.get(key)))
-        together = self._run(pair)
+        together = self._together(pair, singles)
+        one = self._run(pair[:1]).seen
         for key, call in together.seen.items():
-            if (moved := _moved(one.get(key), call.sizes())) is not None:
+            if key in one and (moved := _moved(one[key].sizes(), call.sizes())) is not None:
                 self._batched[key] = moved
-        found = self._squares(together, direction.expand(2, *direction.shape[1:]))
+        found = self._squares(together, [direction.expand(2, *direction.shape[1:])], {})
         self._take_out(_differing(true, found) - self._idle, self._unfit)
+
+    def _together(self, pair: Tensor, singles: Sequence[Batch]) -> Batch:
+        """Both examples as one batch, with as much as possible of what they share handed on once for each."""
+        plain = self._run(pair)
+        fixed = {key: call.shapes[0] for key, call in plain.seen.items() if _is_shared(call, singles[0].seen.get(key))}
+        for shared in (frozenset(fixed), frozenset(key for key, shape in fixed.items() if shape[0] == 1)):
+            self._shared = shared
+            try:
+                together = self._run(pair)
+            except (RuntimeError, TypeError, ValueError, LookupError):
+                continue
+            if together.outputs.shape == plain.outputs.shape and torch.allclose(together.outputs, plain.outputs):
+                return together
+        self._shared = frozenset()
+        return plain
 
     def _take_out(self, names: set[str], into: set[str]) -> None:
         """Calls give nothing to these tensors any more."""
@@ -136,18 +163,14 @@ class InBatches:
         self._owners = {key: owner for key, owner in left.items() if owner.tensors}
 
 
-def _same(call: Seen, other: Seen | None) -> bool:
-    return other is not None and call.sizes() == other.sizes()
+def _is_shared(call: Seen, single: Seen | None) -> bool:
+    """Whether all that a call is given, and its one output, are the same for all examples."""
+    return single is not None and len(call.edges) == 1 and call.sizes() == single.sizes()
 
 
-def _is_shared(call: Seen, one: Sizes | None) -> bool:
-    """Whether a call's one output is the same for all examples, and stands there once."""
-    return one is not None and len(call.edges) == 1 and call.sizes()[-1] == one[-1] == 1
-
-
-def _moved(one: Sizes | None, two: Sizes) -> tuple[bool, ...] | None:
+def _moved(one: Sizes, two: Sizes) -> tuple[bool, ...] | None:
     """Which values have an entry for every example: their first dimension is one of one, two of two. None: can't be told."""
-    if one is None or len(one) != len(two):
+    if len(one) != len(two):
         return None
     pairs = list(zip(one, two, strict=True))
     return tuple(pair == (1, 2) for pair in pairs) if all(a == b or (a, b) == (1, 2) for a, b in pairs) else None

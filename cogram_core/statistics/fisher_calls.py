@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from cogram_core.statistics.fisher_gradients import Addend, Summed, rule_of
 
 Key = tuple[str, int]
 """A call: its module's name, and which of the module's calls it is."""
+CallRule = Callable[[list[Tensor]], dict[str, Addend]]
 Sizes = tuple[int | None, ...]
 """The first dimension of each of some values; None for what is no tensor or has none."""
 
@@ -81,7 +83,8 @@ class Batch:
     ) -> None:
         """Runs the network on inputs (B, ...) with ``leaves`` as its parameters.
 
-        Outputs of the calls in ``shared``, which are the same for all examples, are handed on once for each.
+        Outputs of the calls in ``shared``, which are the same for all examples, are handed on once for each; in a first
+        dimension of one, or before the first.
         """
         self.seen: dict[Key, Seen] = {}
         self._size, self._shared = len(inputs), shared
@@ -96,7 +99,7 @@ class Batch:
             key = (name, counts[name])
             counts[name] += 1
             if key in self._shared and isinstance(output, Tensor):
-                output = output.expand(self._size, *output.shape[1:])
+                output = output.expand(self._size, *output.shape[output.shape[0] == 1 :])
             self._keep(key, owned[name], given, output)
             return output
 
@@ -141,31 +144,36 @@ class Batch:
         return arrived, {name: entry for name, entry in zip(further, ready, strict=True) if entry is not None}
 
 
-def addends(
-    call: Seen, batched: tuple[bool, ...], gradients: list[Tensor], leaves: Mapping[str, Tensor]
-) -> dict[str, Addend]:
-    """What a call adds to the examples' gradients of its owner's tensors, by the tensors' names.
+def rule_for(call: Seen, batched: tuple[bool, ...], examples: int, leaves: Mapping[str, Tensor]) -> CallRule:
+    """What a call adds to the gradients of its owner's tensors.
 
     Args:
         call: the call.
         batched: which of its ``given`` have an entry for every example; the others are the same for all.
-        gradients: of its outputs, B examples each.
+        examples: B.
         leaves: the network's parameters.
 
-    Raises:
-        RuntimeError, TypeError, ValueError: if the module can't run on a single example, or not inside of vmap.
+    Returns:
+        A function of the gradients of the call's outputs, each (B, R, ...), that gives the addends by the tensors' names. It
+        raises a RuntimeError, TypeError, ValueError or LookupError if the module can't run again on single examples.
     """
-    rule = rule_of(call.owner.module)
-    if rule is not None and len(call.given) == 1 and len(gradients) == 1:
-        given = call.given[0] if batched[0] else call.given[0].expand(len(gradients[0]), *call.given[0].shape[1:])
-        found = rule(call.owner.module, given, gradients[0])
-    else:
-        found = _recomputed(call, batched, gradients, leaves)
-    return {name: found[inner] for inner, name in call.owner.tensors.items()}
+    known = rule_of(call.owner.module)
+    if known is None or len(call.given) != 1 or len(call.shapes) != 1:
+        return partial(_recomputed, call, batched, leaves)
+    given = call.given[0]
+    rule = known(
+        call.owner.module, given if batched[0] else given.expand(examples, *given.shape[given.shape[0] == 1 :])
+    )
+
+    def by_name(gradients: list[Tensor]) -> dict[str, Addend]:
+        found = rule(gradients[0])
+        return {name: found[inner] for inner, name in call.owner.tensors.items()}
+
+    return by_name
 
 
 def _recomputed(
-    call: Seen, batched: tuple[bool, ...], gradients: list[Tensor], leaves: Mapping[str, Tensor]
+    call: Seen, batched: tuple[bool, ...], leaves: Mapping[str, Tensor], gradients: list[Tensor]
 ) -> dict[str, Addend]:
     """By running the module alone, each example by itself."""
     own = {inner: leaves[name].detach() for inner, name in call.owner.tensors.items()}
@@ -179,10 +187,11 @@ def _recomputed(
             left = pytree.tree_leaves(functional_call(call.owner.module, values, args, named))
             return [leaf for leaf in left if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
-        pulled: dict[str, Tensor] = vjp(outputs, own)[1]([entry[None] for entry in cotangents])[0]
+        pull = vjp(outputs, own)[1]
+        pulled: dict[str, Tensor] = vmap(lambda entries: pull([entry[None] for entry in entries])[0])(cotangents)
         return pulled
 
     parts = [entry for entry, moved in zip(call.given, batched, strict=True) if moved]
     with sdpa_kernel(SDPBackend.MATH):  # the only one that can be mapped over examples
         found = vmap(one)(parts, gradients)
-    return {name: Summed(value) for name, value in found.items()}
+    return {name: Summed(found[inner]) for inner, name in call.owner.tensors.items()}

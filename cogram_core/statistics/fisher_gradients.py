@@ -8,129 +8,168 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Elements of gradients held at once, or one example's where that is more; what a processor's cache holds was quickest.
-_ELEMENTS = 2**20
+# Elements of gradients held at once, or one gradient where it is larger: what stays in a processor's cache was quickest.
+_ELEMENTS = 2**18
 
 
 class Addend(Protocol):
-    """What one call adds to each of B examples' gradients of one tensor."""
+    """What one call adds to the gradients of one tensor: of B examples, R directions each."""
 
-    def each(self, part: slice) -> Tensor:
-        """For some of the examples, (b, *shape)."""
+    def each(self, example: int) -> Tensor:
+        """An example's, (R, *shape)."""
         ...
 
-    def squares(self) -> Tensor | None:
-        """Σ_b g_b², of the tensor's shape, where there is a shorter way than by ``each``; None where there is none."""
+    def squares(self) -> Tensor:
+        """Σ_b Σ_r g_br², of the tensor's shape."""
         ...
 
 
 @dataclass(frozen=True)
 class Summed:
-    """Gradients as they are: (B, *shape)."""
+    """Gradients as they are: (B, R, *shape)."""
 
     values: Tensor
 
-    def each(self, part: slice) -> Tensor:
+    def each(self, example: int) -> Tensor:
         """See ``Addend.each``."""
-        return self.values[part]
+        return self.values[example]
 
-    def squares(self) -> Tensor | None:
+    def squares(self) -> Tensor:
         """See ``Addend.squares``."""
-        return self.values.square().sum(dim=0)
+        return self.values.square().sum(dim=(0, 1))
 
 
 @dataclass(frozen=True)
 class Product:
-    """Σ_l left_l ⊗ right_l over the places of an example: left (B, ..., R, L), right (B, ..., L, S), of so many numbers."""
+    """Σ_l left_l ⊗ right_l over an example's places: left (B, R, G, O, L), right (B, G, L, S), of G groups' (O, S)."""
 
     left: Tensor
     right: Tensor
     shape: Sequence[int]
 
-    def each(self, part: slice) -> Tensor:
+    def each(self, example: int) -> Tensor:
         """See ``Addend.each``."""
-        return (self.left[part] @ self.right[part]).reshape(-1, *self.shape)
+        return torch.einsum("rgol,gls->rgos", self.left[example], self.right[example]).reshape(-1, *self.shape)
 
-    def squares(self) -> Tensor | None:
-        """(x ⊗ g)² is x² ⊗ g²: with one place an example it is summed over the examples at once."""
-        if self.left.shape[-1] != 1:
-            return None
-        left, right = self.left[..., 0].movedim(0, -1), self.right[..., 0, :].movedim(0, -2)
-        return (left.square() @ right.square()).reshape(*self.shape)
+    def squares(self) -> Tensor:
+        """See ``Addend.squares``; (x ⊗ g)² is x² ⊗ g², so that with one place an example no gradient has to be made."""
+        directions, places = self.left.shape[1], self.left.shape[-1]
+        size = torch.Size(self.shape).numel()
+        if places == 1:
+            leaving = self.left[..., 0].square().sum(dim=1)  # (B, G, O)
+            found = torch.einsum("bgo,bgs->gos", leaving, self.right[..., 0, :].square())
+        elif (step := _ELEMENTS // (directions * size)) > 0:
+            found = torch.zeros((), dtype=self.left.dtype, device=self.left.device)
+            for left, right in zip(torch.split(self.left, step), torch.split(self.right, step), strict=True):
+                found = found + torch.einsum("brgol,bgls->brgos", left, right).square_().sum(dim=(0, 1))
+        else:
+            found = self._summed_up(max(1, _ELEMENTS // size))
+        return found.reshape(*self.shape)
+
+    def _summed_up(self, directions: int) -> Tensor:
+        """So many directions of an example at a time."""
+        total = self.left.new_zeros(self.left.shape[2], self.left.shape[3], self.right.shape[-1])
+        for left, right in zip(self.left, self.right, strict=True):
+            for part in torch.split(left, directions):
+                for found in torch.einsum("rgol,gls->rgos", part, right):
+                    total.addcmul_(found, found)
+        return total
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an embedding that an example asks for: ids int64 (B, L), their gradients (B, L, D); ``rows`` in all."""
+    """The rows of an embedding that an example asks for: ids int64 (B, L), their gradients (B, R, L, D); ``rows`` in all."""
 
     ids: Tensor
     gradients: Tensor
     rows: int
 
-    def each(self, part: slice) -> Tensor:
+    def each(self, example: int) -> Tensor:
         """See ``Addend.each``."""
-        ids, gradients = self.ids[part], self.gradients[part]
-        places = ids + torch.arange(len(ids), device=ids.device)[:, None] * self.rows
-        width = gradients.shape[-1]
-        found = gradients.new_zeros(len(ids) * self.rows, width).index_add_(
-            0, places.flatten(), gradients.flatten(0, 1)
-        )
-        return found.reshape(len(ids), self.rows, width)
+        gradients = self.gradients[example]
+        found = gradients.new_zeros(len(gradients), self.rows, gradients.shape[-1])
+        return found.index_add_(1, self.ids[example], gradients)
 
-    def squares(self) -> Tensor | None:
-        """Of the rows that are asked for alone."""
+    def squares(self) -> Tensor:
+        """See ``Addend.squares``; of the rows that are asked for alone."""
         places = self.ids + torch.arange(len(self.ids), device=self.ids.device)[:, None] * self.rows
         different, where = torch.unique(places, return_inverse=True)
-        width = self.gradients.shape[-1]
-        found = self.gradients.new_zeros(len(different), width).index_add_(
-            0, where.flatten(), self.gradients.flatten(0, 1)
-        )
-        return self.gradients.new_zeros(self.rows, width).index_add_(0, different % self.rows, found.square_())
+        directions, width = self.gradients.shape[1], self.gradients.shape[-1]
+        found = self.gradients.new_zeros(len(different), directions, width)
+        found.index_add_(0, where.flatten(), self.gradients.transpose(1, 2).flatten(0, 1))
+        squares = found.square_().sum(dim=1)
+        return self.gradients.new_zeros(self.rows, width).index_add_(0, different % self.rows, squares)
 
 
-def sum_of_squares(addends: Sequence[Addend], examples: int, shape: Sequence[int]) -> Tensor:
-    """Σ_b (Σ_a g_ab)² in float64, of ``shape``: what several calls add to one example's gradient is summed first."""
-    if len(addends) == 1 and (short := addends[0].squares()) is not None:
-        return short.double()
-    total = torch.zeros(0, dtype=torch.float64)
-    step = max(1, _ELEMENTS // max(1, torch.Size(shape).numel()))
-    for first in range(0, examples, step):
-        part = slice(first, first + step)
-        found = addends[0].each(part)
-        for addend in addends[1:]:
-            found = found + addend.each(part)
+@dataclass(frozen=True)
+class Turned:
+    """Of a matrix that lies the other way round."""
+
+    straight: Addend
+
+    def each(self, example: int) -> Tensor:
+        """See ``Addend.each``."""
+        return self.straight.each(example).mT
+
+    def squares(self) -> Tensor:
+        """See ``Addend.squares``."""
+        return self.straight.squares().mT
+
+
+def sum_of_squares(addends: Sequence[Addend], examples: int) -> Tensor:
+    """Σ_b Σ_r (Σ_a g_abr)² in float64: what several calls add to one gradient is summed first."""
+    if len(addends) == 1:
+        return addends[0].squares().double()
+    first, *others = addends
+    total = torch.zeros((), dtype=torch.float64)
+    for example in range(examples):
+        found = first.each(example)
+        for addend in others:
+            found = found + addend.each(example)
         squares = found.square().sum(dim=0).double()
-        total = squares if first == 0 else total.add_(squares)
+        total = squares if example == 0 else total.add_(squares)
     return total
 
 
-Rule = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Addend]]
-"""What a call adds to the gradients of a module's own tensors, from its input and its output's gradient, B examples each."""
+Rule = Callable[[Tensor], Mapping[str, Addend]]
+"""What a call adds to the gradients of its module's own tensors, from those of its output, (B, R, ...)."""
 
 
-def rule_of(module: nn.Module) -> Rule | None:
-    """The rule for a module whose one input is a tensor; None where none is known. Its class has to be the very one."""
+def rule_of(module: nn.Module) -> Callable[[Any, Tensor], Rule] | None:
+    """What makes the rule for a module and the one tensor (B, ...) that it is given; None where there is none.
+
+    The module's class has to be the very one: others may compute as they like.
+    """
     # transformers' own layer of GPT-2 and others, a linear layer whose weight lies the other way round.
     transposed = type(module).__name__ == "Conv1D" and set(module._parameters) == {"weight", "bias"}
     return _transposed_linear if transposed else _RULES.get(type(module))
 
 
-def _linear(_: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    arriving, leaving = _places(given), _places(gradient)  # (B, L, I), (B, L, O)
-    shape = leaving.shape[-1], arriving.shape[-1]
-    return {"weight": Product(leaving.mT, arriving, shape), "bias": Summed(leaving.sum(dim=1))}
+def _linear(_: nn.Module, given: Tensor) -> Rule:
+    arriving = _places(given)[:, None]  # (B, 1, L, I)
+
+    def rule(gradients: Tensor) -> Mapping[str, Addend]:
+        leaving = _leaving(gradients)  # (B, R, L, O)
+        shape = leaving.shape[-1], arriving.shape[-1]
+        return {"weight": Product(leaving.mT[:, :, None], arriving, shape), "bias": Summed(leaving.sum(dim=2))}
+
+    return rule
 
 
-def _transposed_linear(_: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    arriving, leaving = _places(given), _places(gradient)
-    shape = arriving.shape[-1], leaving.shape[-1]
-    return {"weight": Product(arriving.mT, leaving, shape), "bias": Summed(leaving.sum(dim=1))}
+def _transposed_linear(module: nn.Module, given: Tensor) -> Rule:
+    straight = _linear(module, given)
+
+    def rule(gradients: Tensor) -> Mapping[str, Addend]:
+        found = straight(gradients)
+        return {"weight": Turned(found["weight"]), "bias": found["bias"]}
+
+    return rule
 
 
 def _places(values: Tensor) -> Tensor:
@@ -138,8 +177,12 @@ def _places(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1, values.shape[-1])
 
 
-def _convolution(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+def _leaving(gradients: Tensor) -> Tensor:
+    """(B, R, ..., D) as (B, R, L, D)."""
+    return gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])
+
+
+def _convolution(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Rule:
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = functional.pad(given, module._reversed_padding_repeated_twice, mode=mode)
     window = [module.kernel_size, module.dilation, module.stride]
@@ -148,51 +191,54 @@ def _convolution(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[
         window = [(1, *entry) for entry in window]
     size, dilation, stride = window
     patches = functional.unfold(padded, size, dilation, 0, stride)  # (B, C·K, L)
-    groups = (len(given), module.groups, -1, patches.shape[-1])
-    leaving = gradient.flatten(2)  # (B, O, L)
-    product = Product(leaving.reshape(groups), patches.reshape(groups).mT, module.weight.shape)
-    return {"weight": product, "bias": Summed(leaving.sum(dim=2))}
+    arriving = patches.reshape(len(given), module.groups, -1, patches.shape[-1]).mT
+
+    def rule(gradients: Tensor) -> Mapping[str, Addend]:
+        leaving = gradients.flatten(3)  # (B, R, O, L)
+        left = leaving.reshape(*leaving.shape[:2], module.groups, -1, leaving.shape[-1])
+        return {"weight": Product(left, arriving, module.weight.shape), "bias": Summed(leaving.sum(dim=3))}
+
+    return rule
 
 
-def _embedding(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    assert isinstance(module, nn.Embedding)
-    ids, gradients = given.reshape(len(given), -1), _places(gradient)
-    if module.padding_idx is not None:
-        gradients = gradients * (ids != module.padding_idx)[..., None]
-    return {"weight": Rows(ids, gradients, module.num_embeddings)}
+def _embedding(module: nn.Embedding, given: Tensor) -> Rule:
+    ids = given.reshape(len(given), -1)
+
+    def rule(gradients: Tensor) -> Mapping[str, Addend]:
+        leaving = _leaving(gradients)
+        if module.padding_idx is not None:
+            leaving = leaving * (ids != module.padding_idx)[:, None, :, None]
+        return {"weight": Rows(ids, leaving, module.num_embeddings)}
+
+    return rule
 
 
-def _layer_norm(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    assert isinstance(module, nn.LayerNorm)
+def _layer_norm(module: nn.LayerNorm, given: Tensor) -> Rule:
     shape = module.normalized_shape
-    normal = functional.layer_norm(given, shape, None, None, module.eps)
-    places = (len(given), -1, *shape)
-    return _scaled(normal.reshape(places), gradient.reshape(places))
+    normal = functional.layer_norm(given, shape, None, None, module.eps).reshape(len(given), 1, -1, *shape)
+    return lambda gradients: _scaled(normal, gradients.reshape(*gradients.shape[:2], -1, *shape))
 
 
-def _group_norm(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    assert isinstance(module, nn.GroupNorm)
-    normal = functional.group_norm(given, module.num_groups, None, None, module.eps)
-    return _by_channel(normal, gradient)
+def _group_norm(module: nn.GroupNorm, given: Tensor) -> Rule:
+    return _by_channel(functional.group_norm(given, module.num_groups, None, None, module.eps))
 
 
-def _batch_norm(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-    normal = functional.batch_norm(given, module.running_mean, module.running_var, eps=module.eps)
-    return _by_channel(normal, gradient)
+def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, given: Tensor) -> Rule:
+    return _by_channel(functional.batch_norm(given, module.running_mean, module.running_var, eps=module.eps))
 
 
-def _by_channel(normal: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    channels = (*normal.shape[:2], -1)
-    return _scaled(normal.reshape(channels).mT, gradient.reshape(channels).mT)
+def _by_channel(normal: Tensor) -> Rule:
+    """Of outputs (B, C, ...)."""
+    flat = normal.reshape(len(normal), 1, normal.shape[1], -1).mT  # (B, 1, L, C)
+    return lambda gradients: _scaled(flat, gradients.reshape(*gradients.shape[:3], -1).mT)
 
 
-def _scaled(normal: Tensor, gradient: Tensor) -> Mapping[str, Addend]:
-    """Of w ⊙ n + b at every place: n (B, L, *shape) and the gradient."""
-    return {"weight": Summed((normal * gradient).sum(dim=1)), "bias": Summed(gradient.sum(dim=1))}
+def _scaled(normal: Tensor, gradients: Tensor) -> Mapping[str, Addend]:
+    """Of w ⊙ n + b at every place: n (B, 1, L, *shape) and the gradients (B, R, L, *shape)."""
+    return {"weight": Summed((normal * gradients).sum(dim=2)), "bias": Summed(gradients.sum(dim=2))}
 
 
-_RULES: Mapping[type[nn.Module], Rule] = {
+_RULES: Mapping[type[nn.Module], Callable[[Any, Tensor], Rule]] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
