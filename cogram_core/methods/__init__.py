@@ -1,11 +1,19 @@
 """The methods, in one explicit table; a test holds it against the folder. One method, one file (the flagship: a folder)."""
 
-from cogram_core.methods import cogram, finetune, fisher, linear, opcm, regmean
+from cogram_core.methods import cogram, finetune, fisher, linear, opcm, preserve_first, regmean
 from cogram_core.methods.contract import NetworkMethod, TensorMethod
 
 METHODS: dict[str, TensorMethod | NetworkMethod] = {
     method.name: method
-    for method in (linear.METHOD, opcm.METHOD, fisher.METHOD, regmean.METHOD, cogram.METHOD, finetune.METHOD)
+    for method in (
+        linear.METHOD,
+        opcm.METHOD,
+        preserve_first.METHOD,
+        fisher.METHOD,
+        regmean.METHOD,
+        cogram.METHOD,
+        finetune.METHOD,
+    )
 }
 
 __all__ = ["METHODS"]

@@ -101,6 +101,11 @@ class Draft:
             if count > 1:
                 message = f"the name {name!r} stands {count} times; names must differ"
                 yield Problem("sources", "recipe.duplicate_name", message)
+        for place, (stage, entry) in enumerate(zip(self.stages, self.entries, strict=True)):
+            value = stage.get("source") if entry is not None and "source" in entry.schema["properties"] else None
+            if isinstance(value, str) and value not in names and self.counted:
+                message = f"there is no source {value!r}; name one of {', '.join(names)}"
+                yield Problem(f"stages[{place}].source", "recipe.unknown_source", message)
 
     def _base_problems(self) -> Iterable[Problem]:
         known = [entry for entry in self.entries if entry is not None]

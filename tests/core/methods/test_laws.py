@@ -24,7 +24,7 @@ methods = pytest.mark.parametrize("method", sorted(METHODS))
 # Training takes steps whatever the sources are.
 fusing = pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].kind != "training"))
 # Others take the sources one after the other, or the first of them for more than the rest.
-fair = pytest.mark.parametrize("method", sorted(METHODS.keys() - {"opcm"}))
+fair = pytest.mark.parametrize("method", sorted(METHODS.keys() - {"align", "opcm", "preserve_first"}))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 builds = st.sampled_from([mlp, conv_net])
 
