@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
+from cogram_core.checkpoints.header import read_checkpoint_header
 from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
 from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
@@ -22,16 +22,14 @@ from cogram_core.evaluation.prototypes import PrototypeParams, decide
 from cogram_core.journal import JOURNAL_NAME
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
+from cogram_core.networks.shells import Shell
 from cogram_core.networks.tokens import Tokens
 from cogram_core.observer import Observer, SilentObserver
 from cogram_core.output import carry_over, output_dtypes, write_checkpoint
 from cogram_core.overlap import shared_part
-from cogram_core.preflight import (
-    NETWORK_FILE,
-    preflight_files,
-)
-from cogram_core.recipe import Recipe, SequentialNetwork
-from cogram_core.recipe.layers import AnyLayer, LayerSpec, vocabulary
+from cogram_core.preflight import NETWORK_FILE, Preflight, preflight_files
+from cogram_core.recipe import Recipe, SequentialNetwork, TransformersNetwork
+from cogram_core.recipe.layers import vocabulary
 from cogram_core.recipe.reading import write_text
 from cogram_core.resuming import Identity, data_digests, earlier_run, sha256_of
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
@@ -105,10 +103,10 @@ def opened(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[tuple[Recipe, 
         InvalidInput: listing everything that is wrong with the inputs.
     """
     with ExitStack() as stack:
-        layers = preflight_files(recipe, paths).layers
-        resolved = resolve(recipe, layers)
+        found = preflight_files(recipe, paths)
+        resolved = resolve(recipe, found)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
-        loaded = _load(resolved, paths, layers, stack)
+        loaded = _load(resolved, paths, found, stack)
         yield with_prototypes(resolved, loaded.evaluation), loaded
 
 
@@ -138,9 +136,13 @@ def paths_of(recipe: Recipe, inputs: Mapping[str, Path]) -> dict[str, Path]:
     return {ref.value: Path(inputs.get(ref.value, ref.value)) for ref in recipe.references()}
 
 
-def resolve(recipe: Recipe, layers: tuple[AnyLayer, ...] | None) -> Recipe:
-    """The recipe with everything that was left open decided: device, threads, layers."""
-    network = recipe.network if layers is None else SequentialNetwork(kind="sequential", layers=layers)
+def resolve(recipe: Recipe, found: Preflight | None) -> Recipe:
+    """The recipe with everything that was left open decided: device, threads, the network."""
+    network = recipe.network
+    if found is not None and found.layers is not None:
+        network = SequentialNetwork(kind="sequential", layers=found.layers)
+    elif found is not None and found.architecture is not None:
+        network = TransformersNetwork(kind="transformers", architecture=found.architecture)
     return recipe.model_copy(
         update={
             "device": str(resolve_device(recipe.device)),
@@ -164,11 +166,10 @@ def with_prototypes(recipe: Recipe, evaluation: Dataset | None) -> Recipe:
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...] | None, stack: ExitStack) -> Inputs:
+def _load(recipe: Recipe, paths: Mapping[str, Path], found: Preflight, stack: ExitStack) -> Inputs:
     device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
-
-    known = None if layers is None else vocabulary(layers)
-    tokens = None if known is None else Tokens(known)
+    shell = _shell(recipe, paths[recipe.sources[0].checkpoint], found)
+    tokens = None if shell is None else shell.tokens
     places = {
         reference.location: partial(read_dataset, paths[reference.value], dtype, reference.location, tokens)
         for reference in recipe.references()
@@ -181,8 +182,9 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], layers: tuple[AnyLayer, ...
         data = datasets.get(f"sources[{place}].data")
         sources.append(LoadedSource(source.name, source.weight, CheckpointStore(reader), dtype, device, data))
     network = None
-    if layers is not None:
-        network = Network(_module(layers, sources[0]), next(iter(datasets.values())).inputs[:1])
+    if shell is not None:
+        shell.fill(sources[0].store.facts(), sources[0].store.read)
+        network = Network(shell.module.to(device), next(iter(datasets.values())).inputs[:1], shell.parts)
         check_all_outputs(network, datasets)
     base = None
     if recipe.base is not None:
@@ -198,7 +200,10 @@ def check_all_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None
     Raises:
         DatasetError: listing every dataset by which it can't.
     """
-    problems = [p for place, dataset in datasets.items() for p in check_outputs(dataset, network.output_shape, place)]
+    problems = []
+    for place, dataset in datasets.items():
+        shape = tuple(network.logits(dataset.inputs[:1]).shape[1:])  # as wide as this dataset's texts
+        problems += check_outputs(dataset, shape, place)
     if problems:
         raise DatasetError(problems)
 
@@ -231,17 +236,24 @@ def _same_data(datasets: Mapping[str, Dataset]) -> list[Problem]:
     return problems
 
 
-def _module(layers: Sequence[LayerSpec], source: LoadedSource) -> nn.Module:
-    module = build(layers, source.dtype, source.device)
-    for name, tensor in module.state_dict().items():
-        if name in source.store.facts():
-            tensor.copy_(source.store.read(name))
-    return module
+def _shell(recipe: Recipe, path: Path, found: Preflight) -> Shell | None:
+    """The network that a recipe runs, without its numbers; None where it runs none."""
+    dtype = recipe_dtype(recipe)
+    if found.layers is not None:
+        known = vocabulary(found.layers)
+        return Shell.of(build(found.layers, dtype, torch.device("cpu")), None if known is None else Tokens(known))
+    if found.architecture is None:
+        return None
+    from cogram_core.networks.transformers import build_shell  # its library takes seconds to import
+
+    header = read_checkpoint_header(path)
+    shapes = {name: spec.shape for name, spec in header.tensors.items() if spec.floating}
+    return build_shell(path, found.architecture, shapes, dtype)
 
 
 def _write(folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, run: Run, first: Path) -> dict[str, Any]:
     store = inputs.sources[0].store
-    carry_over(first, folder)
+    carry_over(first, folder, recipe)
     write_checkpoint(folder, recipe, store, output_dtypes(recipe, store), outcome.value)
     if isinstance(recipe.network, SequentialNetwork):
         # What was run, so that the output can be a source again without another word on its network.

@@ -13,11 +13,14 @@ from cogram_core.checkpoints.reader import CheckpointReader
 from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES
 from cogram_core.errors import DatasetError, Problem
 from cogram_core.evaluation.losses import LossKind, predicted_tokens
+from cogram_core.evaluation.texts import Texts, arranged, packed
 from cogram_core.networks.tokens import Tokens
 from cogram_core.preflight.data import (
     IGNORED,
+    MASK,
     PLAIN,
     TOKENS,
+    TYPES,
     Names,
     check_dataset_header,
     target_problems,
@@ -31,7 +34,8 @@ from cogram_core.preflight.data import (
 class Dataset:
     """Examples to evaluate on.
 
-    ``inputs`` has shape (N, ...), in the compute dtype, or int64 where the network takes token ids. ``targets`` decides
+    ``inputs`` has shape (N, ...), in the compute dtype, or int64 where the network takes token ids, negative where one is
+    padding (see ``networks.packing``). ``targets`` decides
     on the loss: int64 (N,) are classes, floating (N, ...) are values, int64 (N, T) are token labels, −100 ignored.
     ``weights`` is float64 (N,), or None where every example counts the same; the loss of the whole is Σ w·l / Σ w. Token
     data always has weights, by default its predicted tokens, so that its loss is the mean over tokens.
@@ -79,7 +83,7 @@ class Dataset:
 
 
 def read_dataset(path: Path, dtype: torch.dtype, place: str | None = None, tokens: Tokens | None = None) -> Dataset:
-    """The dataset in a safetensors file: ``inputs`` and ``targets``, or ``input_ids`` and ``labels``.
+    """The dataset in a safetensors file: ``inputs`` and ``targets``, or ``input_ids`` or ``pixel_values`` and ``labels``.
 
     Errors name ``place``, by default the path. For ``dtype`` and ``tokens`` see ``make_dataset``; ``input_ids`` are
     always tokens.
@@ -94,7 +98,18 @@ def read_dataset(path: Path, dtype: torch.dtype, place: str | None = None, token
     if names == TOKENS and tokens is None:
         tokens = Tokens(None)
     with CheckpointReader(header) as reader:
-        return make_dataset(reader.read(names.inputs), reader.read(names.targets), dtype, place, tokens, names)
+        inputs, targets = reader.read(names.inputs), reader.read(names.targets)
+        beside = (reader.read(name) if names == TOKENS and name in header.tensors else None for name in (MASK, TYPES))
+        if tokens is None or not tokens.packed or inputs.is_floating_point() or inputs.ndim != 2:
+            return make_dataset(inputs, targets, dtype, place, tokens, names)
+        return make_text_dataset(Texts(inputs, targets, *beside), dtype, place, tokens, names)
+
+
+def make_text_dataset(texts: Texts, dtype: torch.dtype, place: str, tokens: Tokens, names: Names = TOKENS) -> Dataset:
+    """The dataset of texts for a network of packed tokens; the other arguments and errors as for ``make_dataset``."""
+    given = arranged(texts, tokens, f"{place}: {names.inputs}")
+    made = make_dataset(given.ids, given.targets, dtype, place, tokens, names)
+    return Dataset(packed(given), made.targets, made.weights)
 
 
 def make_dataset(

@@ -167,13 +167,12 @@ class Network:
         return result
 
     def outputs(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """``logits`` with other values of some tensors, by name; differentiable, and can be mapped over.
-
-        Of a module's tensor that several of the checkpoint's make up, all are given or none.
-        """
+        """``logits`` with other values of some tensors, by name; differentiable, and can be mapped over."""
+        touched = {self._parts[name].tensor for name in values}
         inner: dict[str, list[tuple[Part, Tensor]]] = {}
-        for name, value in values.items():
-            inner.setdefault(self._parts[name].tensor, []).append((self._parts[name], value))
+        for name, part in self._parts.items():
+            if part.tensor in touched:
+                inner.setdefault(part.tensor, []).append((part, values[name] if name in values else self.tensor(name)))
         state = {
             name: given[0][1] if given[0][0].whole else assembled(self._tensors[name].shape, given)
             for name, given in inner.items()
@@ -220,7 +219,7 @@ def _run_once(module: nn.Module, example: Tensor) -> tuple[CallTree, Tensor]:
     """The calls of one forward pass, and the output."""
     try:
         calls, output = record_calls(module, lambda: module(example))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         first = str(error).splitlines()[0]
         message = f"the network can't run on one example of shape {tuple(example.shape[1:])}: {first}"
         raise NetworkError([Problem("network", "network.cannot_run", message)]) from error

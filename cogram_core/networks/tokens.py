@@ -10,9 +10,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Tokens:
-    """That a network takes integers as they are, and how many ids it knows; None where that can't be told."""
+    """That a network takes integers as they are, and how.
+
+    ``vocabulary`` says how many ids it knows, None where that can't be told; ``packed`` that it takes packed tokens (see
+    ``packing``), ``masked`` that some of them may be padding, ``types`` how many token types it knows; ``aligned`` that it
+    labels each place of a text by itself, and not the next one; ``longest`` how many places it has, None: any number.
+    """
 
     vocabulary: int | None
+    packed: bool = False
+    masked: bool = False
+    types: int = 1
+    aligned: bool = False
+    longest: int | None = None
 
 
 def tokens_of(module: nn.Module, inputs: Tensor) -> Tokens | None:

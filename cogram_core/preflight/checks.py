@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from cogram_core.checkpoints.header import CheckpointHeader
 from cogram_core.errors import Problem
+from cogram_core.preflight.configuration import what_remains
 from cogram_core.preflight.data import (
+    MASK,
     PLAIN,
     TOKENS,
     DatasetFacts,
@@ -20,7 +22,7 @@ from cogram_core.preflight.data import (
 from cogram_core.preflight.estimates import Estimates, estimate
 from cogram_core.preflight.payloads import payload_problems
 from cogram_core.preflight.summaries import CheckpointSummary
-from cogram_core.recipe.document import Recipe, Source
+from cogram_core.recipe.document import Recipe, SequentialNetwork, Source, TransformersNetwork
 from cogram_core.recipe.layers import AnyLayer, Conv1d, Conv2d, Flatten, Linear, Residual, expected_tensors, vocabulary
 from cogram_core.recipe.methods import catalogue
 
@@ -31,16 +33,22 @@ _MEANS = {"geometric", "arithmetic", "kmeans"}
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found: problems, the network's layers where a network is needed, estimates."""
+    """What was found: problems; the network's layers, or its architecture, where a network is needed; estimates."""
 
     problems: tuple[Problem, ...]
     layers: tuple[AnyLayer, ...] | None
     estimates: Estimates
+    architecture: str | None = None
 
 
 def needs_network(recipe: Recipe) -> bool:
     """Whether anything in the recipe runs forward; else any state dict of any architecture will do."""
-    return recipe.guard.mode != "off" or any(not catalogue()[stage.method].per_tensor for stage in recipe.stages)
+    entries = [catalogue()[stage.method] for stage in recipe.stages]
+    if recipe.guard.mode != "off" or any(not entry.per_tensor and entry.kind != "choosing" for entry in entries):
+        return True
+    # What will be chosen runs the network where there is data to run it on.
+    named = any(reference.kind == "dataset" for reference in recipe.references())
+    return named and any(entry.kind == "choosing" for entry in entries)
 
 
 def preflight(
@@ -58,17 +66,60 @@ def preflight(
     floating = {name: spec.shape for name, spec in first.header.tensors.items() if spec.floating}
     problems += payload_problems(recipe, floating)
     layers: tuple[AnyLayer, ...] | None = None
+    architecture = None
     if needs_network(recipe):
-        layers, found = _network(recipe, first)
-        problems += found
-        if layers is not None:
-            if vocabulary(layers) is not None:
-                problems += prototype_problems(recipe)
-            judged = (name for name in (recipe.data.evaluation, recipe.data.holdout) if name is not None)
-            problems += criterion_problems(recipe, (datasets[name].loss for name in judged))
+        described = recipe.network.layers if isinstance(recipe.network, SequentialNetwork) else first.layers
+        if isinstance(recipe.network, TransformersNetwork) or described is None:
+            architecture, found = architecture_of(recipe.network, first)
+            problems += [*found, *_library_problems(recipe, first, datasets)]
+        else:
+            layers = described
+            problems += _compare_layers(recipe, first, layers)
             for location, facts in _data(recipe, datasets):
                 problems += _compare_data(layers, facts, location)
-    return Preflight(tuple(_limited(problems)), layers, estimate(recipe, first.header, datasets, layers))
+        if (layers is not None or architecture is not None) and _reads_tokens(layers, recipe, datasets):
+            problems += prototype_problems(recipe)
+        judged = (name for name in (recipe.data.evaluation, recipe.data.holdout) if name is not None)
+        problems += criterion_problems(recipe, (datasets[name].loss for name in judged))
+    estimates = estimate(recipe, first.header, datasets, layers)
+    return Preflight(tuple(_limited(problems)), layers, estimates, architecture)
+
+
+def _reads_tokens(layers: tuple[AnyLayer, ...] | None, recipe: Recipe, datasets: Mapping[str, DatasetFacts]) -> bool:
+    if layers is not None:
+        return vocabulary(layers) is not None
+    return any(facts.token_min is not None for _, facts in _data(recipe, datasets))
+
+
+def architecture_of(network: object, first: CheckpointSummary) -> tuple[str | None, list[Problem]]:
+    """The architecture that a recipe's network, or the first source's ``config.json``, names; or why none."""
+    if network == "auto" and first.obstacle:
+        return None, [Problem("network", "network.not_inferred", first.obstacle)]
+    if first.configuration is None:
+        message = f"{first.fault}, by which a transformers network is built; add it, or describe the network"
+        return None, [Problem("network", "network.no_configuration", f"{message}; {what_remains()}")]
+    if first.configuration.quantized:
+        message = f"config.json says that the tensors are quantized; give them as they were before; {what_remains()}"
+        return None, [Problem("network", "network.quantized", message)]
+    named = network.architecture if isinstance(network, TransformersNetwork) else None
+    names = first.configuration.architectures if named is None else (named,)
+    if len(names) == 1:
+        return names[0], []
+    given = f"names {len(names)} architectures ({', '.join(names)})" if names else "names no architecture"
+    message = f"config.json {given}; name one: network: {{kind: transformers, architecture: …}}; {what_remains()}"
+    return None, [Problem("network", "network.no_architecture", message)]
+
+
+def _library_problems(
+    recipe: Recipe, first: CheckpointSummary, datasets: Mapping[str, DatasetFacts]
+) -> Iterator[Problem]:
+    """What a configuration tells of the data without its library."""
+    configuration = first.configuration
+    known = None if configuration is None else configuration.vocabulary
+    for location, facts in _data(recipe, datasets):
+        low, high = facts.token_min, facts.token_max
+        if low is not None and high is not None and known is not None and not facts.padded:
+            yield from token_problems(low, high, known, f"{location}: {TOKENS.inputs}")
 
 
 def _limited(problems: list[Problem]) -> Iterator[Problem]:
@@ -121,10 +172,7 @@ def _same_data(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("data.holdout", "recipe.same_data", message)
 
 
-def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[AnyLayer, ...] | None, list[Problem]]:
-    layers = first.layers if recipe.network == "auto" else recipe.network.layers
-    if layers is None:
-        return None, [Problem("network", "network.not_inferred", first.obstacle)]
+def _compare_layers(recipe: Recipe, first: CheckpointSummary, layers: tuple[AnyLayer, ...]) -> list[Problem]:
     expected = expected_tensors(layers)
     found = {name: spec.shape for name, spec in first.header.tensors.items() if spec.floating}
     name = recipe.sources[0].name
@@ -139,14 +187,20 @@ def _network(recipe: Recipe, first: CheckpointSummary) -> tuple[tuple[AnyLayer, 
         elif found[tensor] != expected[tensor]:
             message = f"has shape {list(found[tensor])}, the network's is {list(expected[tensor])}; correct the layers"
             problems.append(Problem(f"{name}: {tensor}", "network.shape_mismatch", message))
-    return layers, problems
+    return problems
 
 
 def criterion_problems(recipe: Recipe, losses: Iterable[LossKind]) -> Iterator[Problem]:
-    """A criterion that data with these losses can't be judged by."""
-    if recipe.guard.mode != "off" and recipe.guard.criterion == "accuracy" and "mean_squared_error" in losses:
+    """What data with these losses can't be judged by: right classes, or how sure class scores are."""
+    known = set(losses)
+    if recipe.guard.mode != "off" and recipe.guard.criterion == "accuracy" and "mean_squared_error" in known:
         message = "accuracy is a share of right classes or tokens, and the data's targets are values; take loss"
         yield Problem("guard.criterion", "recipe.no_accuracy", message)
+    for place, stage in enumerate(recipe.stages):
+        if stage.method == "adamerging" and known - {"cross_entropy"}:
+            message = "adamerging goes by the entropy of class scores, and the data asks for values or tokens; "
+            message += "give classes as targets, or take another method"
+            yield Problem(f"stages[{place}]", "dataset.no_entropy", message)
 
 
 def prototype_problems(recipe: Recipe, *, medoids: bool = True) -> Iterator[Problem]:
@@ -185,6 +239,10 @@ def _compare_data(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location: s
 
 
 def _compare_inputs(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location: str) -> Iterator[Problem]:
+    if facts.padded:
+        message = "has places that are not 1, but networks of torch.nn layers take no mask; padded data come with the "
+        message += "transformers networks, so give sequences of one length without padding"
+        yield Problem(f"{location}: {MASK}", "dataset.padded", message)
     if facts.token_min is not None and facts.token_max is not None:
         known, place = vocabulary(layers), f"{location}: {TOKENS.inputs}"
         if known is None:

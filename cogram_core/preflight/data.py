@@ -24,7 +24,8 @@ _INTEGERS: Mapping[str, Literal["B", "b", "h", "H", "i", "I", "q"]] = {
     "I64": "q",
 }
 _CHUNK = 2**20
-_MASK = "attention_mask"
+MASK = "attention_mask"
+TYPES = "token_type_ids"
 
 
 class Names(NamedTuple):
@@ -37,6 +38,9 @@ class Names(NamedTuple):
 PLAIN = Names()
 TOKENS = Names("input_ids", "labels")
 """The names in a file of token data."""
+PIXELS = Names("pixel_values", "labels")
+"""The names in a file of images, as the transformers library has them."""
+_KINDS = "a dataset has inputs and targets, or input_ids and labels, or pixel_values and labels"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class DatasetFacts:
     """How many examples, the shape of one input, the range of the targets, and what the targets and inputs are.
 
     ``target_min`` and ``target_max`` are None where targets are values and not classes or tokens; ``token_min`` and
-    ``token_max`` are the range of ``input_ids``, None where the inputs are something else.
+    ``token_max`` are the range of ``input_ids``, None where the inputs are something else; ``padded`` says that a mask has
+    places that don't count.
     """
 
     examples: int
@@ -55,10 +60,11 @@ class DatasetFacts:
     target_shape: tuple[int, ...] = ()
     token_min: int | None = None
     token_max: int | None = None
+    padded: bool = False
 
 
 def read_dataset_facts(path: Path) -> DatasetFacts:
-    """The facts of a safetensors file of ``inputs`` and ``targets``, or of ``input_ids`` and ``labels``.
+    """The facts of a safetensors file of ``inputs`` and ``targets``, or of ``input_ids`` or ``pixel_values`` and ``labels``.
 
     Inputs other than tokens are not read.
 
@@ -76,12 +82,13 @@ def read_dataset_facts(path: Path) -> DatasetFacts:
     if None in ends and loss == "causal_lm":
         message = f"are all {IGNORED}, so that no token is predicted; give the tokens themselves"
         raise DatasetError([Problem(f"{path.name}: {names.targets}", "dataset.invalid_targets", message)])
-    tokens = _range(inputs) if names == TOKENS else (None, None)
-    return DatasetFacts(inputs.shape[0], inputs.shape[1:], ends[0], ends[1], loss, targets.shape[1:], *tokens)
+    low, high = _range(inputs) if names == TOKENS else (None, None)
+    padded = names == TOKENS and MASK in header.tensors and _range(header.tensors[MASK]) != (1, 1)
+    return DatasetFacts(inputs.shape[0], inputs.shape[1:], ends[0], ends[1], loss, targets.shape[1:], low, high, padded)
 
 
 def check_dataset_header(header: CheckpointHeader, place: str) -> Names:
-    """Checks that a safetensors file is a dataset, as far as its header tells, and that nothing in it is padded.
+    """Checks that a safetensors file is a dataset, as far as its header tells.
 
     Returns:
         The names of its two tensors.
@@ -89,24 +96,33 @@ def check_dataset_header(header: CheckpointHeader, place: str) -> Names:
     Raises:
         DatasetError: listing everything that keeps it from being one.
     """
-    given = [names for names in (PLAIN, TOKENS) if any(name in header.tensors for name in names)]
-    if len(given) > 1:
-        message = "holds tensors of both kinds; a dataset has inputs and targets, or input_ids and labels"
-        raise DatasetError([Problem(place, "dataset.ambiguous", message)])
-    names = given[0] if given else PLAIN
+    names = _names_in(header, place)
     missing = [name for name in names if name not in header.tensors]
     if missing:
-        kinds = "a dataset has inputs and targets, or input_ids and labels"
         raise DatasetError(
-            Problem(place, "dataset.missing_tensor", f"has no tensor {name!r}; {kinds}") for name in missing
+            Problem(place, "dataset.missing_tensor", f"has no tensor {name!r}; {_KINDS}") for name in missing
         )
     inputs, targets = header.tensors[names.inputs], header.tensors[names.targets]
     problems = tensor_problems(inputs.dtype, inputs.shape, targets.dtype, targets.shape, place, names)
-    if names == TOKENS and _MASK in header.tensors and not problems:
-        problems = _mask_problems(header.tensors[_MASK], inputs.shape, f"{place}: {_MASK}")
+    for beside in (MASK, TYPES):
+        if names == TOKENS and beside in header.tensors and not problems:
+            problems += _beside_problems(header.tensors[beside], inputs.shape, f"{place}: {beside}")
     if problems:
         raise DatasetError(problems)
     return names
+
+
+def _names_in(header: CheckpointHeader, place: str) -> Names:
+    """Which of the names a file uses; those of pixels and tokens share that of their labels."""
+    given = [names for names in (PLAIN, TOKENS, PIXELS) if names.inputs in header.tensors]
+    if not given:
+        given = [names for names in (PLAIN, TOKENS) if names.targets in header.tensors]
+    others = {name for names in (PLAIN, TOKENS, PIXELS) for name in names} - {
+        name for names in given[:1] for name in names
+    }
+    if any(name in header.tensors for name in others) and given:
+        raise DatasetError([Problem(place, "dataset.ambiguous", f"holds tensors of several kinds; {_KINDS}")])
+    return given[0] if given else PLAIN
 
 
 def loss_of(dtype: str, shape: tuple[int, ...]) -> LossKind:
@@ -160,15 +176,13 @@ def _target_remedy(
     return None if target_shape[1] > 1 else "give sequences of two tokens or more"
 
 
-def _mask_problems(mask: TensorSpec, shape: tuple[int, ...], place: str) -> list[Problem]:
-    if mask.shape != shape or mask.dtype not in {"BOOL", *_INTEGERS}:
-        message = f"must be ones in the shape of the input_ids, {list(shape)}; here {mask.dtype} {list(mask.shape)}"
-        return [Problem(place, "dataset.invalid_mask", message)]
-    if _range(mask) == (1, 1):
+def _beside_problems(beside: TensorSpec, shape: tuple[int, ...], place: str) -> list[Problem]:
+    """What keeps a tensor from saying something of each token."""
+    if beside.shape == shape and beside.dtype in {"BOOL", *_INTEGERS}:
         return []
-    message = "has places that are not 1, but networks of torch.nn layers take no mask; padded data come with the "
-    message += "transformers networks, so give sequences of one length without padding"
-    return [Problem(place, "dataset.padded", message)]
+    message = f"must be integers in the shape of the input_ids, {list(shape)}; here {beside.dtype} {list(beside.shape)}"
+    code = "dataset.invalid_mask" if place.endswith(MASK) else "dataset.invalid_types"
+    return [Problem(place, code, message)]
 
 
 def target_problems(low: int, high: int, classes: int, place: str) -> list[Problem]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cogram_core.checkpoints.header import CheckpointHeader, TensorSpec, read_checkpoint_header
 from cogram_core.errors import NetworkError, Problem, RecipeError
+from cogram_core.preflight.configuration import Configuration, read_configuration
 from cogram_core.recipe.document import PATTERNS, SequentialNetwork
 from cogram_core.recipe.layers import LAYER_NAME, MAX_LAYERS, MAX_SIZE, AnyLayer, Linear, ReLU
 from cogram_core.recipe.reading import plain, read_text
@@ -24,18 +25,25 @@ _MAX_NETWORK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class CheckpointSummary:
-    """A checkpoint's headers and its network: its layers, or why none could be told."""
+    """A checkpoint's headers and its network: its layers, or why none could be told.
+
+    ``configuration`` is what its ``config.json`` says, None where there is none that can be used, for the reason ``fault``.
+    """
 
     header: CheckpointHeader
     layers: tuple[AnyLayer, ...] | None
     described: bool
     """Whether the layers stand in the checkpoint's own ``network.json``; else they were inferred."""
     obstacle: str
+    configuration: Configuration | None = None
+    fault: str = ""
 
     @property
     def network_kind(self) -> str | None:
-        """``sequential``, or None where the recipe has to describe the network."""
-        return None if self.layers is None else "sequential"
+        """``sequential`` or ``transformers``, or None where the recipe has to describe the network."""
+        if self.layers is not None:
+            return "sequential"
+        return "transformers" if self.configuration is not None and self.configuration.architectures else None
 
 
 def summarise_checkpoint(location: Path | Mapping[str, Path]) -> CheckpointSummary:
@@ -50,10 +58,13 @@ def summarise_checkpoint(location: Path | Mapping[str, Path]) -> CheckpointSumma
     """
     header = read_checkpoint_header(location)
     description = _network_file(location)
+    configuration, fault = read_configuration(location)
     if description is not None:
-        return CheckpointSummary(header, _read_network(description), True, "")
+        return CheckpointSummary(header, _read_network(description), True, "", configuration, fault)
     layers, obstacle = infer_layers(header)
-    return CheckpointSummary(header, layers, False, obstacle)
+    if configuration is not None and configuration.architectures:
+        obstacle = ""
+    return CheckpointSummary(header, layers, False, obstacle, configuration, fault)
 
 
 def _network_file(location: Path | Mapping[str, Path]) -> Path | None:

@@ -13,6 +13,18 @@ from cogram_core.recipe.document import (
     SequentialNetwork,
     Source,
     Stage,
+    TransformersNetwork,
 )
 
-__all__ = ["CRITERIA", "Data", "Guard", "Output", "Recipe", "Reference", "SequentialNetwork", "Source", "Stage"]
+__all__ = [
+    "CRITERIA",
+    "Data",
+    "Guard",
+    "Output",
+    "Recipe",
+    "Reference",
+    "SequentialNetwork",
+    "Source",
+    "Stage",
+    "TransformersNetwork",
+]

@@ -26,9 +26,11 @@ Criterion = Literal["calibrated_loss", "loss", "accuracy"]
 CRITERIA: tuple[str, ...] = get_args(Criterion)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
+_CLASS = r"^[A-Za-z][A-Za-z0-9_]{0,99}$"
 PATTERNS = {
     _NAME: "must be letters, digits, dots, dashes and underscores, 64 at most, a letter or digit first",
     _DEVICE: "must be auto, cpu, cuda or cuda:0, cuda:1, …",
+    _CLASS: "must be the name of a class: letters, digits and underscores",
     LAYER_NAME: "must be one or more words with dots between",
 }
 """Words for each regular expression that a text has to match."""
@@ -46,9 +48,11 @@ def _bytes(value: Any) -> Any:
 
 
 def _network_kind(value: Any) -> str | None:
-    """Which of the network's two forms a value is meant to have."""
+    """Which of the network's forms a value is meant to have."""
     if value == "auto":
         return "auto"
+    if isinstance(value, TransformersNetwork) or (isinstance(value, Mapping) and value.get("kind") == "transformers"):
+        return "transformers"
     return "sequential" if isinstance(value, Mapping | SequentialNetwork) else None
 
 
@@ -78,6 +82,17 @@ class SequentialNetwork(_Part):
         if (count := count_layers(self.layers)) > MAX_LAYERS:
             raise ValueError(f"has {count} layers, those inside residuals included; {MAX_LAYERS} at most")
         return self
+
+
+class TransformersNetwork(_Part):
+    """A network of the transformers library, as the first source's ``config.json`` has it."""
+
+    kind: Literal["transformers"]
+    architecture: str | None = Field(
+        None,
+        pattern=_CLASS,
+        description="a class of the library, such as BertForMaskedLM; null: the one in config.json",
+    )
 
 
 class Data(_Part):
@@ -144,11 +159,13 @@ class Recipe(_Part):
     sources: tuple[Source, ...]
     base: str | None = Field(None, min_length=1, description="common ancestor, for methods that take differences to it")
     network: Annotated[
-        Annotated[Literal["auto"], Tag("auto")] | Annotated[SequentialNetwork, Tag("sequential")],
+        Annotated[Literal["auto"], Tag("auto")]
+        | Annotated[SequentialNetwork, Tag("sequential")]
+        | Annotated[TransformersNetwork, Tag("transformers")],
         Discriminator(
             _network_kind,
             custom_error_type="network_kind",
-            custom_error_message="must be auto, or a mapping {kind: sequential, layers: […]}",
+            custom_error_message="must be auto, or a mapping {kind: sequential, layers: […]} or {kind: transformers}",
         ),
     ] = "auto"
     data: Data = Data(evaluation=None, holdout=None, training=None)

@@ -24,7 +24,7 @@ class MethodEntry:
     """What the catalogue says of one method."""
 
     name: str
-    kind: str  # aligning | merging | refining | training
+    kind: str  # choosing | aligning | merging | refining | training
     per_tensor: bool
     needs_data: bool
     needs_base: bool

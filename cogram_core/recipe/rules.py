@@ -35,6 +35,8 @@ def expand_shorthand(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 def with_usual_start(stages: tuple[Any, ...], first: Any) -> tuple[Any, ...]:
     """A refining or training stage with nothing to work on starts from ``first``; sources are aligned before that."""
     kinds = [catalogue()[stage.method].kind for stage in stages]
+    if "choosing" in kinds:
+        return stages
     place = next((place for place, kind in enumerate(kinds) if kind != "aligning"), len(stages))
     if place < len(stages) and kinds[place] == "merging":
         return stages
@@ -90,6 +92,7 @@ class Draft:
         yield from self._data_problems()
         yield from self._training_problems()
         yield from self._order_problems()
+        yield from self._reference_problems()
 
     def _source_problems(self) -> Iterable[Problem]:
         if self.counted and len(self.sources) < 2:
@@ -110,9 +113,10 @@ class Draft:
     def _base_problems(self) -> Iterable[Problem]:
         known = [entry for entry in self.entries if entry is not None]
         needing = [entry.name for entry in known if entry.needs_base]
+        choosing = any(entry.kind == "choosing" for entry in known)  # it is told by a base where sources come from
         if needing and not self.base:
             yield Problem("base", "recipe.missing_base", f"{needing[0]} takes differences to a base; name one")
-        if self.base and not needing and len(known) == len(self.entries) > 0:
+        if self.base and not needing and not choosing and len(known) == len(self.entries) > 0:
             yield Problem("base", "recipe.unused_base", "no stage of this recipe uses a base; take it out")
 
     def _data_problems(self) -> Iterable[Problem]:
@@ -149,6 +153,10 @@ class Draft:
 
         Sources that are aligned after a network was made of them have nothing to do with it any more.
         """
+        for place, entry in enumerate(self.entries):
+            if entry is not None and entry.kind == "choosing" and len(self.entries) > 1:
+                message = f"{entry.name} chooses all stages; take the others out, or name them all"
+                yield Problem(f"stages[{place}]", "recipe.not_alone", message)
         for place, (before, after) in enumerate(pairwise(self.entries)):
             if before is None or after is None:
                 continue
@@ -161,6 +169,17 @@ class Draft:
             if self.mode == "off" and before.kind != "aligning" and after.kind == "merging":
                 message = f"{before.name} is overwritten by {after.name}, which merges anew; take one of them out"
                 yield Problem(f"stages[{place}]", "recipe.overwritten_stage", message)
+
+    def _reference_problems(self) -> Iterable[Problem]:
+        """A stage that matches the sources to one of them names one that is there."""
+        names = [source.get("name") if isinstance(source, Mapping) else None for source in self.sources]
+        for place, stage in enumerate(self.stages):
+            value = stage.get("reference") if isinstance(stage, Mapping) else None
+            known = value in names if isinstance(value, str) else not isinstance(value, int) or value < len(names)
+            if not known and self.counted:
+                listed = ", ".join(f"{at} ({name})" for at, name in enumerate(names))
+                message = f"{value!r} is none of the sources; give one's name or its place: {listed}"
+                yield Problem(f"stages[{place}].reference", "recipe.unknown_reference", message)
 
 
 def _as_meant(value: Any, known: Iterable[str]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ WORDS = {
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
 }
+_KINDS = {"auto", "sequential", "transformers"}  # of networks
 _NO_VALUE = {
     "too_short",
     "too_long",
@@ -79,7 +80,7 @@ class _Wording:
         self._code = code
         self._patterns = patterns
         # Asked for once: there may be as many problems as a document has keys.
-        self._tags = {"auto", "sequential", *(tag for each in _models_in(model) for tag in _type_of(each))}
+        self._tags = {*_KINDS, *(tag for each in _models_in(model) for tag in _type_of(each))}
 
     def problems(self, error: ValidationError) -> Iterator[Problem]:
         details = error.errors(include_url=False)
@@ -161,7 +162,7 @@ def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
     """The keys that are known where an unknown one was found."""
     models: list[type[BaseModel]] = [model]
     for part in loc:
-        if isinstance(part, int) or part in {"auto", "sequential"}:
+        if isinstance(part, int) or part in _KINDS:
             continue
         tagged = [inner for inner in models if part in _type_of(inner)]
         models = tagged or [found for inner in models for found in _field_models(inner, part)]

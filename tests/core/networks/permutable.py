@@ -108,7 +108,7 @@ class Squeezed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         found = torch.tanh(self.deep(functional.silu(self.wide(images))))
-        weight = torch.sigmoid(self.more(torch.relu(self.less(found.mean((2, 3))))))
+        weight = torch.sigmoid(self.more(torch.tanh(self.less(found.mean((2, 3))))))
         found = functional.max_pool2d(found * weight[:, :, None, None], 2)
         return torch.as_tensor(self.last(found.flatten(1)))
 
@@ -199,6 +199,7 @@ def shuffled(module: nn.Module, symmetry: Symmetry, seed: int) -> nn.Module:
     generator = random(seed)
     for group in symmetry.groups:
         order = torch.randperm(group.units, generator=generator)
+        order = order.roll(1) if torch.equal(order, torch.arange(group.units)) else order
         for axis in group.axes:
             state[axis.tensor] = permuted(state[axis.tensor], [(axis, order)])
     with torch.no_grad():

@@ -118,14 +118,33 @@ IDS = torch.arange(6).reshape(2, 3)
         ({"input_ids": IDS, "labels": torch.full((2, 3), -100)}, {": labels": "invalid_targets"}),
         ({"attention_mask": torch.ones(2, 2).long()}, {": attention_mask": "invalid_mask"}),
         ({"attention_mask": torch.ones(2, 3)}, {": attention_mask": "invalid_mask"}),
-        ({"attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}, {": attention_mask": "padded"}),
-        ({"attention_mask": torch.tensor([[True] * 3, [True, True, False]])}, {": attention_mask": "padded"}),
+        ({"token_type_ids": torch.ones(2, 3)}, {": token_type_ids": "invalid_types"}),
+        ({"pixel_values": torch.ones(2, 3)}, {"": "ambiguous"}),
     ],
 )
 def test_token_data_that_is_none_is_refused(tmp_path: Path, tensors: dict[str, Tensor], codes: dict[str, str]) -> None:
-    given = tensors if "attention_mask" not in tensors else {"input_ids": IDS, "labels": IDS.clone(), **tensors}
+    given = (
+        tensors
+        if "labels" in tensors or "input_ids" in tensors
+        else {"input_ids": IDS, "labels": IDS.clone(), **tensors}
+    )
     path = written(tmp_path, **{name: tensor.contiguous().clone() for name, tensor in given.items()})
     assert refusal(path) == {f"data.safetensors{place}": f"dataset.{code}" for place, code in codes.items()}
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_a_mask_says_whether_anything_is_padded(tmp_path: Path, dtype: torch.dtype, last: int) -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 1, last]]).to(dtype)
+    path = written(
+        tmp_path, input_ids=IDS, labels=IDS.clone(), attention_mask=mask, token_type_ids=torch.zeros_like(IDS)
+    )
+    assert read_dataset_facts(path).padded is (last == 0)
+
+
+def test_images_may_have_the_names_that_transformers_gives_them(tmp_path: Path) -> None:
+    facts = read_dataset_facts(written(tmp_path, pixel_values=torch.zeros(2, 3, 4, 4), labels=torch.tensor([0, 2])))
+    assert (facts.input_shape, facts.target_max, facts.loss) == ((3, 4, 4), 2, "cross_entropy")
 
 
 def test_a_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:

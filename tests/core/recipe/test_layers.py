@@ -156,9 +156,15 @@ def test_two_layers_of_one_name_are_refused() -> None:
 
 
 def test_other_kinds_of_network_are_refused_with_what_there_is() -> None:
-    assert problems(document(network={"kind": "transformers"})) == {
+    assert problems(document(network={"kind": "graph"})) == {
         "network.kind": "recipe.invalid_value",
         "network.layers": "recipe.missing_key",
     }
+    assert problems(document(network={"kind": "transformers", "architecture": "os.system"})) == {
+        "network.architecture": "recipe.invalid_value"
+    }
     (message,) = messages(document(network="sequential")).values()
-    assert message == "must be auto, or a mapping {kind: sequential, layers: […]}; here 'sequential'"
+    assert (
+        message
+        == "must be auto, or a mapping {kind: sequential, layers: […]} or {kind: transformers}; here 'sequential'"
+    )
