@@ -47,8 +47,8 @@ def _run(listener: socket.socket, settings: Settings | None = None) -> None:
 def _set_up(settings: Settings | None) -> Server:
     """Imports and makes everything, and keeps Python's collector of garbage away from it.
 
-    Nearly all of that stays as long as the process: to look it through took a sixth of the start, and later would hold
-    everybody up for a tenth of a second each time.
+    Nearly all of that stays as long as the process: to look it through would make the start longer, and later hold
+    everybody up each time.
     """
     gc.disable()
     try:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def insert(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.Insert:
     """An insert into the table that may say what happens on a conflict."""
-    # The dialect in use is loaded by now. PostgreSQL's takes a tenth of a second, which a start over SQLite needn't.
+    # The dialect in use is loaded by now. PostgreSQL's takes its time, which a start over SQLite needn't spend.
     if session.get_bind().dialect.name == "postgresql":
         from sqlalchemy.dialects import postgresql
 

@@ -66,7 +66,7 @@ def check_parameters(entry: MethodEntry, parameters: Mapping[str, Any], location
 @cache
 def parameter_validator() -> type[Validator]:
     """JSON Schema's, but for one thing: that takes 1.0 for a whole number, and the rest of a recipe doesn't."""
-    # A tenth of a second to load: spent with the first recipe, or by who has the time before, not in the API's start.
+    # Slow to load: spent with the first recipe, or by who has the time before, not in the API's start.
     from jsonschema import Draft202012Validator, validators
 
     whole = Draft202012Validator.TYPE_CHECKER.redefine(
