@@ -334,3 +334,16 @@ def test_a_mistyped_stages_is_named_first_and_what_is_in_it_is_checked() -> None
     assert next(iter(found.items())) == ("stagees", "recipe.unknown_key")
     assert found["stages[0].method"] == "recipe.unknown_method"
     assert found["stages[1].normalise"] == "recipe.unknown_key"
+
+
+@pytest.mark.parametrize("reference", [2, 99, "c", ""])
+def test_a_reference_that_is_none_of_the_sources_is_refused(reference: object) -> None:
+    given = document(stages=[{"method": "align", "reference": reference}, {"method": "linear"}])
+    assert problems(given) == {"stages[0].reference": "recipe.unknown_reference"}
+    assert "0 (a), 1 (b)" in messages(given)["stages[0].reference"]
+
+
+@pytest.mark.parametrize("reference", [0, 1, "a", "b"])
+def test_a_reference_is_a_source_by_place_or_name(reference: object) -> None:
+    given = document(stages=[{"method": "align", "reference": reference}, {"method": "linear"}])
+    assert Recipe.from_document(given).stages[0].parameters["reference"] == reference
