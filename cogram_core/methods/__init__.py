@@ -1,6 +1,6 @@
 """The methods, in one explicit table; a test holds it against the folder. One method, one file (the flagship: a folder)."""
 
-from cogram_core.methods import align, cogram, finetune, fisher, linear, opcm, preserve_first, regmean
+from cogram_core.methods import adamerging, align, cogram, finetune, fisher, linear, opcm, preserve_first, regmean
 from cogram_core.methods.contract import NetworkMethod, TensorMethod
 
 METHODS: dict[str, TensorMethod | NetworkMethod] = {
@@ -9,6 +9,7 @@ METHODS: dict[str, TensorMethod | NetworkMethod] = {
         linear.METHOD,
         opcm.METHOD,
         preserve_first.METHOD,
+        adamerging.METHOD,
         fisher.METHOD,
         regmean.METHOD,
         cogram.METHOD,

@@ -27,6 +27,7 @@ fusing = pytest.mark.parametrize("method", sorted(name for name in METHODS if ME
 fair = pytest.mark.parametrize("method", sorted(METHODS.keys() - {"align", "opcm", "preserve_first"}))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 builds = st.sampled_from([mlp, conv_net])
+QUICK = {"adamerging": {"steps": 3}}
 
 
 def fused(modules: list[nn.Module], method: str, **options: object) -> nn.Module:
@@ -36,7 +37,8 @@ def fused(modules: list[nn.Module], method: str, **options: object) -> nn.Module
     data = {name: points(seed, 24, shape, classes) for seed, name in enumerate(parts)}
     if METHODS[method].needs_base:
         options = {"base": mlp(99) if shape == (6,) else conv_net(99), **options}
-    return fuse_modules(modules, stages=[method], data=data, **options).module
+    stage = {"method": method, **QUICK.get(method, {})}
+    return fuse_modules(modules, stages=[stage], data=data, **options).module
 
 
 def with_base(method: str, base: nn.Module) -> dict[str, nn.Module]:
