@@ -119,6 +119,12 @@ class Settings(BaseSettings):
         validation_alias="COGRAM_BLOB_PATIENCE_SECONDS",
         description="a storage that does not answer is asked again so long",
     )
+    cache_bytes: int = Field(
+        10 * 2**30,
+        ge=0,
+        validation_alias="COGRAM_CACHE_BYTES",
+        description="of statistics of checkpoints, kept for later fusions; 0: none are kept",
+    )
     presigned_seconds: int = Field(
         0,
         ge=0,
@@ -299,6 +305,11 @@ class Settings(BaseSettings):
     def blob_cache_dir(self) -> Path:
         """Copies of blobs that lie at ``BLOB_URL``; on the same disk as the jobs' folders."""
         return self.data_dir.resolve() / "blob-cache"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What fusions have found out about checkpoints on data, for later ones; all workers on this disk share it."""
+        return self.data_dir.resolve() / "cache"
 
     @property
     def work_dir(self) -> Path:

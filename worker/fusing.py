@@ -23,7 +23,17 @@ def run(ledger: Ledger, fusion_id: FusionId) -> None:
         if job is None:  # done, or held by a live worker
             return
         inputs = job.inputs  # lays the folder out
-        job.finish(fuse(job.recipe, job.output, inputs=inputs, observer=job, journal=job.journal, earlier=job.earlier))
+        fusion = fuse(
+            job.recipe,
+            job.output,
+            inputs=inputs,
+            observer=job,
+            journal=job.journal,
+            earlier=job.earlier,
+            cache=ledger.cache,
+            cache_bytes=ledger.cache_bytes,
+        )
+        job.finish(fusion)
 
 
 def own_ledger() -> Ledger:

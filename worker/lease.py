@@ -152,6 +152,8 @@ class Ledger:
         self._store = store
         self._settings = settings
         self._holder = holder
+        self.cache_bytes = settings.cache_bytes
+        self.cache = settings.cache_dir if settings.cache_bytes else None
 
     @contextmanager
     def lease(self, fusion_id: FusionId) -> Iterator[Job | None]:

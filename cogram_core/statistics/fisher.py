@@ -12,6 +12,7 @@ from torch.func import functional_call
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
 from cogram_core.statistics.fisher_batches import InBatches, parts_of
+from cogram_core.statistics.fisher_cache import remembered
 from cogram_core.statistics.fisher_directions import Estimator, directions, resolved
 from cogram_core.stopping import stop_point
 
@@ -32,20 +33,26 @@ def diagonal_fisher(
         estimator: see ``fisher_directions``; ``sampled`` draws by ``seed`` and the number of the example alone.
 
     Returns:
-        float64 by tensor name, each of the tensor's shape; without those in which it is not finite, so that one tensor's
-        infinity doesn't reach the others.
+        float64 by tensor name, each of the tensor's shape, rounded to the tensor's dtype; without those in which it is not
+        finite, so that one tensor's infinity doesn't reach the others.
 
     Source: Matena & Raffel 2022, arXiv:2111.09832, eq. 4 and 5.
     """
     chosen = data.evenly(examples)
     kind = resolved(estimator, chosen.loss, network.output_shape)
+    parameters = (kind, seed if kind == "sampled" else None)
+    means = remembered(network, chosen, parameters, lambda: _means(network, chosen, kind, seed))
+    return {name: mean.double() for name, mean in means.items() if bool(torch.isfinite(mean).all())}
+
+
+def _means(network: Network, chosen: Dataset, kind: Estimator, seed: int) -> dict[str, Tensor]:
+    """Of all trainable tensors, in their own dtype: summed in float64 and rounded once."""
     names = [name for name in network.parameters if network.tensor(name).numel()]
     total = InBatches(network, names).sums(chosen, kind, seed)
     left = [name for name in names if name not in total]
     if left:
         total |= _one_by_one(network, left, chosen, kind, seed)
-    means = {name: total[name] / len(chosen) for name in names}
-    return {name: mean for name, mean in means.items() if bool(torch.isfinite(mean).all())}
+    return {name: (total[name] / len(chosen)).to(network.tensor(name).dtype) for name in names}
 
 
 def _one_by_one(network: Network, names: Sequence[str], data: Dataset, kind: Estimator, seed: int) -> dict[str, Tensor]:

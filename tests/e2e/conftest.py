@@ -12,6 +12,15 @@ from tests.e2e.inputs import Inputs, make_inputs
 from tests.e2e.served import Served, serving
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What commands keep for later ones is not kept in the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("COGRAM_CACHE_DIR", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """Fused within a second."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app.cli.fuse import usual_cache
 from cogram_core import fuse
 from tests.e2e.inputs import Inputs
 from tests.e2e.served import until
@@ -38,6 +39,31 @@ def _written(inputs: Inputs, recipe: dict[str, Any], folder: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def test_what_a_fusion_finds_out_is_kept_where_the_user_says_or_not_at_all(
+    small_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = {**small_inputs.recipe(), "stages": [{"method": "fisher"}]}
+    path = _written(small_inputs, document, tmp_path)
+    monkeypatch.setenv("COGRAM_CACHE_DIR", str(tmp_path / "named" / "cache"))
+    for name, words in (("none", ("--no-cache",)), ("named", ())):
+        code, _, err = _run("fuse", path, "-o", tmp_path / name / "out", *words)
+        assert code == 0, err
+        assert (tmp_path / "named" / "cache").exists() == (name == "named")
+    assert len(list((tmp_path / "named" / "cache").iterdir())) == 2
+    assert len({(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in ("none", "named")}) == 1
+
+
+def test_the_usual_folder_is_where_desktops_keep_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, expected in (
+        (str(tmp_path / "own"), tmp_path / "own"),
+        ("relative", tmp_path / ".cache"),
+        ("", tmp_path / ".cache"),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert usual_cache() == expected / "cogram-fusion"
 
 
 def test_help_lists_every_command() -> None:
