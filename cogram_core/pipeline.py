@@ -19,6 +19,7 @@ from cogram_core.determinism import repeatable, resolve_device, resolve_threads
 from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
 from cogram_core.evaluation.datasets import Dataset, check_outputs, read_dataset
 from cogram_core.evaluation.prototypes import PrototypeParams, decide
+from cogram_core.evaluation.tokenizing import USUAL_LENGTH, Tokenizer
 from cogram_core.journal import JOURNAL_NAME
 from cogram_core.networks.network import Network
 from cogram_core.networks.sequential import build
@@ -34,7 +35,6 @@ from cogram_core.recipe.reading import write_text
 from cogram_core.resuming import Identity, data_digests, earlier_run, sha256_of
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
 from cogram_core.sources import CheckpointStore, LoadedSource, source_digests
-from cogram_core.statistics.fisher_cache import CACHE_BYTES, remembering
 from cogram_core.stopping import stoppable
 
 _SHARED = 0.5  # of the holdout examples at most: data with few different inputs has some in common by chance
@@ -57,8 +57,6 @@ def fuse(
     observer: Observer | None = None,
     journal: Path | None = None,
     earlier: Sequence[Path] = (),
-    cache: Path | None = None,
-    cache_bytes: int = CACHE_BYTES,
 ) -> Fusion:
     """Carries out a recipe and writes its output folder.
 
@@ -73,9 +71,6 @@ def fuse(
         journal: where decisions are written down as the run goes; the file stays. By default in the folder to come, where
             it ends with the run.
         earlier: further journals to go on from; those of another run are ignored, and the report says so.
-        cache: a folder that keeps Fisher information for later runs; several processes may share it. By default
-            none is kept. The result is the same with it and without.
-        cache_bytes: how large that folder may grow; then the least recently used is given up.
 
     Raises:
         InvalidInput: listing everything that is wrong with the recipe or its inputs; nothing was written.
@@ -84,7 +79,7 @@ def fuse(
     """
     parsed = parse(recipe)
     heard = observer or SilentObserver()
-    with ExitStack() as stack, stoppable(heard), remembering(cache, cache_bytes):
+    with ExitStack() as stack, stoppable(heard):
         left = stack.enter_context(abandoned_folders(Path(output)))
         folder = stack.enter_context(atomic_folder(Path(output)))
         stack.enter_context(writable(output))
@@ -176,8 +171,9 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], found: Preflight, stack: Ex
     device, dtype = torch.device(recipe.device), recipe_dtype(recipe)
     shell = _shell(recipe, paths[recipe.sources[0].checkpoint], found)
     tokens = None if shell is None else shell.tokens
+    tokenizer = None if tokens is None else _tokenizer(recipe, paths[recipe.sources[0].checkpoint], tokens)
     places = {
-        reference.location: partial(read_dataset, paths[reference.value], dtype, reference.location, tokens)
+        reference.location: partial(read_dataset, paths[reference.value], dtype, reference.location, tokens, tokenizer)
         for reference in recipe.references()
         if reference.kind == "dataset"
     }
@@ -198,6 +194,12 @@ def _load(recipe: Recipe, paths: Mapping[str, Path], found: Preflight, stack: Ex
         base = LoadedSource("base", 1.0, CheckpointStore(reader), dtype, device)
     evaluation, holdout, training = (datasets.get(f"data.{name}") for name in ("evaluation", "holdout", "training"))
     return Inputs(sources, network, evaluation, holdout, training, base)
+
+
+def _tokenizer(recipe: Recipe, folder: Path, tokens: Tokens) -> Tokenizer:
+    """The first source's, for texts no longer than the recipe says and the network has room for."""
+    wanted = recipe.data.max_tokens or USUAL_LENGTH
+    return Tokenizer(folder, wanted if tokens.longest is None else min(wanted, tokens.longest))
 
 
 def check_all_outputs(network: Network, datasets: Mapping[str, Dataset]) -> None:

@@ -14,11 +14,13 @@ from cogram_core.checkpoints.torch_dtypes import DTYPE_NAMES
 from cogram_core.errors import DatasetError, Problem
 from cogram_core.evaluation.losses import LossKind, predicted_tokens
 from cogram_core.evaluation.texts import Texts, arranged, packed
+from cogram_core.evaluation.tokenizing import Tokenizer
 from cogram_core.networks.tokens import Tokens
 from cogram_core.preflight.data import (
     IGNORED,
     MASK,
     PLAIN,
+    TEXTS,
     TOKENS,
     TYPES,
     Names,
@@ -28,6 +30,7 @@ from cogram_core.preflight.data import (
     token_problems,
     value_problems,
 )
+from cogram_core.preflight.rows import kind_of
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,28 @@ class Dataset:
         return Dataset(self.inputs.to(device), self.targets.to(device), weights)
 
 
-def read_dataset(path: Path, dtype: torch.dtype, place: str | None = None, tokens: Tokens | None = None) -> Dataset:
+def read_dataset(
+    path: Path,
+    dtype: torch.dtype,
+    place: str | None = None,
+    tokens: Tokens | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
     """The dataset in a safetensors file: ``inputs`` and ``targets``, or ``input_ids`` or ``pixel_values`` and ``labels``.
 
     Errors name ``place``, by default the path. For ``dtype`` and ``tokens`` see ``make_dataset``; ``input_ids`` are
-    always tokens.
+    always tokens. A file of texts is read with the ``tokenizer``.
 
     Raises:
         CheckpointError: if the file is not valid safetensors.
         DatasetError: if tensors are missing or don't fit together.
     """
     place = place or str(path)
+    if kind_of(path) != "safetensors":
+        if tokens is None or tokenizer is None or not tokens.packed:
+            message = "holds texts, and this network reads none; give numbers or token ids"
+            raise DatasetError([Problem(place, "dataset.texts_without_tokenizer", message)])
+        return make_text_dataset(tokenizer.read(path, place), dtype, place, tokens, TEXTS)
     header = read_checkpoint_header(path)
     names = check_dataset_header(header, place)
     if names == TOKENS and tokens is None:

@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
+from cogram_core.networks.packing import unpack
 from cogram_core.networks.tokens import embedding_of
 from cogram_core.seeding import generator
 from cogram_core.stopping import stop_point
@@ -64,8 +65,9 @@ def make_prototypes(
     """The prototypes of ``dataset``, class by class in rising order, groups in order of their first example.
 
     Groups and medoids go by the Euclidean distance of inputs; of token ids by that of their mean embedding: the network's
-    embedding of the inputs as it stands, averaged over a sequence's places. Values and labels of tokens make no classes:
-    all examples are one. A mean of inputs has the arithmetic mean of its group's values as its target.
+    embedding of the inputs as it stands, averaged over a sequence's places that are no padding. Values and labels of
+    tokens make no classes: all examples are one. A mean of inputs has the arithmetic mean of its group's values as its
+    target.
 
     Args:
         dataset: inputs (N, ...), targets of any kind.
@@ -117,7 +119,10 @@ def _points(dataset: Dataset, network: Network | None) -> NDArray[np.float64]:
     with torch.no_grad():
         for batch in torch.split(dataset.inputs, 64):
             stop_point()
-            pooled.append(embedding(batch).double().flatten(1, -2).mean(dim=1))  # (B, D)
+            ids, mask, _ = unpack(batch, 0)
+            present = mask.double().flatten(1)  # (B, T)
+            vectors = embedding(ids).double().flatten(1, -2)  # (B, T, D)
+            pooled.append((vectors * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True))  # (B, D)
     found: NDArray[np.float64] = torch.cat(pooled).cpu().numpy()
     return found
 

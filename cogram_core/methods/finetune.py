@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.evaluation.losses import IGNORED, example_losses, weighted_mean
@@ -120,7 +119,7 @@ def _train(context: StageContext, params: Params, phase: _Phase, data: Dataset) 
     adam = torch.optim.Adam(values, lr=phase.lr, foreach=False)
     for epoch in range(phase.first, phase.first + phase.epochs):
         for batch in _batches(data, context, params.batch_size, epoch):
-            loss = _loss(context.network.module, leaves, batch)
+            loss = _loss(context.network, leaves, batch)
             if not loss.requires_grad:
                 return "no gradient reaches a parameter"
             gradients = torch.autograd.grad(loss, values, materialize_grads=True)
@@ -141,9 +140,9 @@ def _batches(data: Dataset, context: StageContext, size: int, epoch: int) -> Ite
         yield data.take(places)
 
 
-def _loss(module: nn.Module, leaves: Mapping[str, Tensor], batch: Dataset) -> Tensor:
+def _loss(network: Network, leaves: Mapping[str, Tensor], batch: Dataset) -> Tensor:
     """The mean loss of a batch in the compute dtype, with a gradient for ``leaves``; of tokens the mean over tokens."""
-    outputs: Tensor = functional_call(module, dict(leaves), (batch.inputs,))
+    outputs = network.outputs(leaves, batch.inputs)
     match batch.loss:
         case "cross_entropy":
             return nn.functional.cross_entropy(outputs, batch.targets)

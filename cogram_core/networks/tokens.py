@@ -45,7 +45,10 @@ def tokens_of(module: nn.Module, inputs: Tensor) -> Tokens | None:
 
 
 def embedding_of(module: nn.Module, inputs: Tensor) -> nn.Embedding | None:
-    """The first ``nn.Embedding`` that gets the inputs, int64 (N, ...), or a part of them."""
+    """The first ``nn.Embedding`` that gets the inputs, int64 (N, ...), or a part of them; a library's own if it tells."""
+    if hasattr(module, "get_input_embeddings"):
+        told = module.get_input_embeddings()  # type: ignore[operator]
+        return told if isinstance(told, nn.Embedding) else None
     return _run(module, inputs[:1].clone())[0]
 
 

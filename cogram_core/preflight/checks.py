@@ -88,7 +88,7 @@ def preflight(
 def _reads_tokens(layers: tuple[AnyLayer, ...] | None, recipe: Recipe, datasets: Mapping[str, DatasetFacts]) -> bool:
     if layers is not None:
         return vocabulary(layers) is not None
-    return any(facts.token_min is not None for _, facts in _data(recipe, datasets))
+    return any(facts.token_min is not None or facts.holds_texts for _, facts in _data(recipe, datasets))
 
 
 def architecture_of(network: object, first: CheckpointSummary) -> tuple[str | None, list[Problem]]:
@@ -243,7 +243,10 @@ def _compare_inputs(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location:
         message = "has places that are not 1, but networks of torch.nn layers take no mask; padded data come with the "
         message += "transformers networks, so give sequences of one length without padding"
         yield Problem(f"{location}: {MASK}", "dataset.padded", message)
-    if facts.token_min is not None and facts.token_max is not None:
+    if facts.holds_texts:
+        message = "are texts, which the tokenizer of a transformers network reads; give numbers or token ids"
+        yield Problem(location, "dataset.texts_without_tokenizer", message)
+    elif facts.token_min is not None and facts.token_max is not None:
         known, place = vocabulary(layers), f"{location}: {TOKENS.inputs}"
         if known is None:
             message = "are token ids, but the network does not begin with an embedding; give numbers as inputs"

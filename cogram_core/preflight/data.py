@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 from cogram_core.checkpoints.header import DTYPES, CheckpointHeader, TensorSpec, read_checkpoint_header
 from cogram_core.errors import DatasetError, Problem
+from cogram_core.preflight.parquet import read_parquet_facts
+from cogram_core.preflight.rows import LABELS, TEXT, kind_of, label_range, read_lines
 
 LossKind = Literal["cross_entropy", "mean_squared_error", "causal_lm"]
 IGNORED = -100
@@ -24,6 +26,8 @@ _INTEGERS: Mapping[str, Literal["B", "b", "h", "H", "i", "I", "q"]] = {
     "I64": "q",
 }
 _CHUNK = 2**20
+TEXT_SHAPE = (0,)
+"""The shape of an input that is a text."""
 MASK = "attention_mask"
 TYPES = "token_type_ids"
 
@@ -40,6 +44,8 @@ TOKENS = Names("input_ids", "labels")
 """The names in a file of token data."""
 PIXELS = Names("pixel_values", "labels")
 """The names in a file of images, as the transformers library has them."""
+TEXTS = Names("text", "label")
+"""The columns of a file of texts."""
 _KINDS = "a dataset has inputs and targets, or input_ids and labels, or pixel_values and labels"
 
 
@@ -62,16 +68,24 @@ class DatasetFacts:
     token_max: int | None = None
     padded: bool = False
 
+    @property
+    def holds_texts(self) -> bool:
+        """Whether the inputs are texts, which are as long as a tokenizer makes them."""
+        return self.input_shape == TEXT_SHAPE
+
 
 def read_dataset_facts(path: Path) -> DatasetFacts:
     """The facts of a safetensors file of ``inputs`` and ``targets``, or of ``input_ids`` or ``pixel_values`` and ``labels``.
 
-    Inputs other than tokens are not read.
+    Inputs other than tokens are not read. Or those of a file of texts: JSON lines, or Parquet, of which the footer is read
+    alone; then the range of classes isn't known.
 
     Raises:
         CheckpointError: if the file is not valid safetensors.
         DatasetError: listing everything that keeps it from being a dataset.
     """
+    if (kind := kind_of(path)) != "safetensors":
+        return _facts_of_lines(path) if kind == "lines" else _facts_of_parquet(path)
     header = read_checkpoint_header(path)
     names = check_dataset_header(header, path.name)
     inputs, targets = header.tensors[names.inputs], header.tensors[names.targets]
@@ -85,6 +99,31 @@ def read_dataset_facts(path: Path) -> DatasetFacts:
     low, high = _range(inputs) if names == TOKENS else (None, None)
     padded = names == TOKENS and MASK in header.tensors and _range(header.tensors[MASK]) != (1, 1)
     return DatasetFacts(inputs.shape[0], inputs.shape[1:], ends[0], ends[1], loss, targets.shape[1:], low, high, padded)
+
+
+def _facts_of_lines(path: Path) -> DatasetFacts:
+    rows = read_lines(path, path.name)
+    low, high, values = label_range(row.label for row in rows)
+    if values:
+        return DatasetFacts(len(rows), TEXT_SHAPE, None, None, "mean_squared_error")
+    return DatasetFacts(len(rows), TEXT_SHAPE, low, high, "causal_lm" if low is None else "cross_entropy")
+
+
+def _facts_of_parquet(path: Path) -> DatasetFacts:
+    found = read_parquet_facts(path, path.name)
+    problems = []
+    if TEXT not in found.columns:
+        problems.append(Problem(path.name, "dataset.missing_column", f"has no column {TEXT!r}; add the texts"))
+    if found.rows == 0:
+        problems.append(Problem(path.name, "dataset.empty", "holds no row; give one a text"))
+    labels = [found.columns[name] for name in LABELS if name in found.columns]
+    if len(labels) > 1 or "other" in labels:
+        message = "has both label and labels, or labels that are no numbers; give one column of classes or values"
+        problems.append(Problem(path.name, "dataset.invalid_targets", message))
+    if problems:
+        raise DatasetError(problems)
+    losses: dict[str, LossKind] = {"integer": "cross_entropy", "floating": "mean_squared_error"}
+    return DatasetFacts(found.rows, TEXT_SHAPE, None, None, losses[labels[0]] if labels else "causal_lm")
 
 
 def check_dataset_header(header: CheckpointHeader, place: str) -> Names:

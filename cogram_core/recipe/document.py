@@ -101,6 +101,12 @@ class Data(_Part):
     evaluation: str | None = Field(None, min_length=1, description="decisions are taken on it")
     holdout: str | None = Field(None, min_length=1, description="the verdict is given on it; no decision ever sees it")
     training: str | None = Field(None, min_length=1, description="read by training stages, and by nothing else")
+    max_tokens: int | None = Field(
+        None,
+        ge=2,
+        le=2**20,
+        description="tokens that texts are cut to; null: 512, or as many as the network has room for",
+    )
 
 
 class Stage(_Part):
@@ -168,7 +174,7 @@ class Recipe(_Part):
             custom_error_message="must be auto, or a mapping {kind: sequential, layers: […]} or {kind: transformers}",
         ),
     ] = "auto"
-    data: Data = Data(evaluation=None, holdout=None, training=None)
+    data: Data = Data(evaluation=None, holdout=None, training=None, max_tokens=None)
     stages: tuple[Stage, ...] = Field(min_length=1)
     guard: Guard
     compute_dtype: Literal["float32", "float64"] = "float32"
@@ -232,6 +238,7 @@ class Recipe(_Part):
             evaluation=dataset(self.data.evaluation),
             holdout=dataset(self.data.holdout),
             training=dataset(self.data.training),
+            max_tokens=self.data.max_tokens,
         )
         base = None if self.base is None else checkpoint(self.base)
         return self.model_copy(update={"sources": sources, "data": data, "base": base})

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import random as chance
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 import cogram_core
@@ -23,8 +27,6 @@ def recipe(folder: Path, family: str, stages: list[Any], **more: Any) -> dict[st
         save_file({key: value.contiguous() for key, value in FAMILIES[family].data(seed).items()}, data[name])
     sources = [{"name": f"s{seed}", "checkpoint": str(saved(folder, family, seed))} for seed in (0, 1)]
     given = [stage if isinstance(stage, dict) else {"method": stage} for stage in stages]
-    if more.get("guard") == "off" and stages == ["linear"]:
-        data = {}
     return {"sources": sources, "data": data, "stages": given, **more}
 
 
@@ -64,8 +66,47 @@ def test_a_fused_folder_loads_with_the_library_and_gives_the_fused_networks_loss
     assert cogram_core.inspect(tmp_path / "out")["network"] == "transformers"
 
 
+def test_texts_are_fused_on_by_the_checkpoints_own_tokenizer(tmp_path: Path) -> None:
+    prototypes = {"kind": "medoid", "per_class": 2}
+    given = recipe(tmp_path, "bert", ["linear", LAYERS | {"prototypes": prototypes}], guard="report")
+    letters = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *"abcdefgh"])}
+    tokenizer = Tokenizer(WordLevel(letters, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(Path(given["sources"][0]["checkpoint"]) / "tokenizer.json"))
+    drawn = chance.Random(0)
+    rows = [
+        {"text": " ".join(drawn.choices("abcdefgh", k=drawn.randint(1, 12))), "label": drawn.randrange(3)}
+        for _ in range(40)
+    ]
+    for name, part in (("evaluation", rows[:20]), ("holdout", rows[20:])):
+        given["data"][name] = str(tmp_path / f"{name}.jsonl")
+        Path(given["data"][name]).write_text("\n".join(map(json.dumps, part)))
+    given["data"]["max_tokens"] = 6
+    found = cogram_core.fuse(given, tmp_path / "out")
+    module = type(FAMILIES["bert"].build(0)).from_pretrained(tmp_path / "out").eval()
+    losses = []
+    for row in rows[20:]:
+        ids = torch.tensor([[letters[letter] for letter in row["text"].split()][:6]])
+        with torch.no_grad():
+            losses.append(torch.nn.functional.cross_entropy(module(ids).logits, torch.tensor([row["label"]])))
+    last = found.verdict["candidates"][-1]["holdout"]
+    assert last["examples"] == 20
+    assert last["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_training_reaches_every_part_of_a_joined_tensor(tmp_path: Path) -> None:
+    train = {"method": "finetune", "epochs": 1, "kickoff_epochs": 0}
+    given = recipe(tmp_path, "mixtral", ["linear", train], guard="off")
+    given["data"] = {"training": given["data"]["evaluation"]}
+    cogram_core.fuse(given, tmp_path / "out")
+    decisions = [d for d in Trace(tmp_path / "out" / "trace.parquet").decisions() if d.method == "finetune"]
+    assert {d.layer for d in decisions} == set(load_file(tmp_path / "out" / "model.safetensors"))
+    assert all(d.action == "trained" and d.loss_after < d.loss_before for d in decisions)
+
+
 def test_an_output_of_another_dtype_says_so_in_its_configuration(tmp_path: Path) -> None:
-    given = recipe(tmp_path, "bert", ["linear"], guard="off", output={"dtype": "bfloat16"})
+    given = recipe(tmp_path, "bert", ["linear"], guard="off", output={"dtype": "bfloat16"}) | {"data": {}}
     cogram_core.fuse(given, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
@@ -105,7 +146,7 @@ def test_what_no_network_can_be_built_of_says_what_remains_and_merges_by_tensor(
     (Path(given["sources"][0]["checkpoint"]) / "config.json").write_text("{}{")
     assert refusal(given | {"network": {"kind": "transformers"}}, tmp_path) == {"network": "network.no_configuration"}
     assert refusal(given, tmp_path) == {"network": "network.not_inferred"}
-    cogram_core.fuse(given | {"guard": "off"}, tmp_path / "out")
+    cogram_core.fuse(given | {"guard": "off", "data": {}}, tmp_path / "out")
 
 
 def test_data_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
