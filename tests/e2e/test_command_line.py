@@ -15,20 +15,15 @@ import yaml
 
 from app.cli.fuse import usual_cache
 from cogram_core import fuse
+from tests import nursery
 from tests.e2e.inputs import Inputs
 from tests.e2e.served import until
 
 
-def _start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "app.cli", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def _run(*words: object) -> tuple[int, str, str]:
-    process = _start(*words)
-    out, err = process.communicate(timeout=60)
+    code, out, err = nursery.run("app.cli", *map(str, words))
     assert "Traceback" not in err
-    return process.returncode, out, err
+    return code, out, err
 
 
 def _written(inputs: Inputs, recipe: dict[str, Any], folder: Path) -> Path:
@@ -146,7 +141,8 @@ def test_an_interrupted_fusion_leaves_nothing_and_says_so(
     long_inputs: Inputs, tmp_path: Path, number: signal.Signals
 ) -> None:
     path = _written(long_inputs, long_inputs.long_recipe(), tmp_path)
-    process = _start("fuse", path, "-o", tmp_path / "out")
+    command = [sys.executable, "-m", "app.cli", "fuse", str(path), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # Its journal shows that the run is under way; a second of it is well short of the end.
     until(lambda: [found for found in tmp_path.iterdir() if found != path] or process.poll() is not None)
     time.sleep(1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import cogram_core
 from app.client import Client, ServiceProblem
+from tests import nursery
 from tests.e2e.inputs import Inputs
 from tests.e2e.served import Served, until
 
@@ -188,7 +187,5 @@ def _fusions(client: Client) -> list[dict[str, Any]]:
 
 
 def _cogram(*words: object) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "app.cli", *map(str, words)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, err = nursery.run("app.cli", *map(str, words))
+    assert code == 0, err

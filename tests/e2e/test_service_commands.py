@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import nursery
 
 _OWN = ("DATABASE_URL", "BROKER_URL", "BLOB_URL")
 _ALL = (["serve", "--port", "0"], ["api", "--port", "0"], ["dispatcher"], ["worker"], ["migrate"])
@@ -15,10 +15,9 @@ _ALL = (["serve", "--port", "0"], ["api", "--port", "0"], ["dispatcher"], ["work
 
 def _refused(*words: str, **environment: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if name not in _OWN}
-    command = [sys.executable, "-m", "app.cli", *words]
-    done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    return done.stderr
+    code, _, said = nursery.run("app.cli", *words, environment=inherited | environment)
+    assert (code, "Traceback" in said) == (2, False), said
+    return said
 
 
 @pytest.mark.parametrize("words", [*_ALL, ["keys", "list"]], ids=" ".join)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +26,8 @@ from app.store.ownership import LOCAL
 from app.store.states import FINAL, FusionState
 from cogram_core.journal import read_journal
 from cogram_core.recipe import Recipe
+from tests import nursery
+from tests.nursery import Forked
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 110.0  # less than a test may take; what is well is there within seconds
@@ -40,7 +40,7 @@ class Rig:
     settings: Settings
     database: Database
     folder: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Forked] = field(default_factory=list)
 
     @property
     def blobs(self) -> BlobStore:
@@ -50,11 +50,11 @@ class Rig:
         """Where a blob lies."""
         return LocalStorage(self.settings.blob_dir).path(digest)
 
-    def worker(self, queues: str = "fusion.cpu", module: str = "worker") -> subprocess.Popen[bytes]:
-        return self._start("worker", "-m", module, "--queues", queues, "--loglevel", "info")
+    def worker(self, queues: str = "fusion.cpu", module: str = "worker") -> Forked:
+        return self._start("worker", module, "--queues", queues, "--loglevel", "info")
 
-    def dispatcher(self) -> subprocess.Popen[bytes]:
-        return self._start("dispatcher", "-m", "worker.dispatcher")
+    def dispatcher(self) -> Forked:
+        return self._start("dispatcher", "worker.dispatcher")
 
     def log(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
@@ -200,11 +200,9 @@ class Rig:
         writer.write(path.read_bytes())
         return writer.publish()
 
-    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}-{len(self.processes)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, env=self._environment(), stdout=log, stderr=log
-            )
+    def _start(self, name: str, module: str, *arguments: str) -> Forked:
+        log = self.folder / f"{name}-{len(self.processes)}.log"
+        process = nursery.start(module, *arguments, out=log, err=log, environment=self._environment())
         self.processes.append(process)
         return process
 
@@ -234,7 +232,7 @@ def _network(width: int, random: torch.Generator) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def job_process(worker: subprocess.Popen[bytes]) -> psutil.Process:
+def job_process(worker: Forked) -> psutil.Process:
     """The one child of a worker: the process that runs its job."""
     (child,) = psutil.Process(worker.pid).children()
     return child

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from app.store import workers
 from app.store.models import WorkerSign
 from app.store.states import FusionState
+from tests.nursery import Forked
 from tests.worker.conftest import LONG
 from tests.worker.rig import Rig, job_process
 from worker.housekeeping import forget_workers
@@ -33,7 +34,7 @@ def _names(rig: Rig) -> list[str]:
         return [*session.scalars(select(WorkerSign.name))]
 
 
-def _ended(process: subprocess.Popen[bytes], asked: signal.Signals) -> None:
+def _ended(process: Forked, asked: signal.Signals) -> None:
     process.send_signal(asked)
     assert process.wait(60) == 0
 

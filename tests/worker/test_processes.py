@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 
 import psutil
@@ -12,6 +11,7 @@ import pytest
 from app.store.events import EventType, events_after
 from app.store.ids import FusionId
 from app.store.states import FusionState
+from tests.nursery import Forked
 from tests.worker.conftest import ENDLESS, LONG
 from tests.worker.rig import Rig, job_process
 
@@ -96,7 +96,7 @@ def test_an_idle_worker_stops_at_once(rig: Rig) -> None:
     assert _stop(worker, signal.SIGTERM) < 5
 
 
-def _stop(process: subprocess.Popen[bytes], asked: signal.Signals) -> float:
+def _stop(process: Forked, asked: signal.Signals) -> float:
     began = time.monotonic()
     process.send_signal(asked)
     process.wait(30)

@@ -27,6 +27,7 @@ from app.store.deliveries import Claim, Miss
 from app.store.ids import new_webhook_id
 from app.store.models import Delivery, Webhook
 from app.store.ownership import LOCAL
+from tests.nursery import Forked
 from tests.receivers import Receiver, receiver
 from tests.worker.rig import ROOT, Rig
 from worker.webhooks.courier import Courier
@@ -80,7 +81,7 @@ def _fusion_that_fails(database: Database) -> str:
     return fusion_id
 
 
-def _killed(worker: subprocess.Popen[bytes]) -> None:
+def _killed(worker: Forked) -> None:
     """The whole worker at once, its children first."""
     for child in psutil.Process(worker.pid).children(recursive=True):
         child.kill()
