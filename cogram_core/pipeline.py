@@ -35,6 +35,7 @@ from cogram_core.recipe.reading import write_text
 from cogram_core.resuming import Identity, data_digests, earlier_run, sha256_of
 from cogram_core.run import Inputs, Outcome, Run, recipe_dtype
 from cogram_core.sources import CheckpointStore, LoadedSource, source_digests
+from cogram_core.statistics.fisher_cache import CACHE_BYTES, remembering
 from cogram_core.stopping import stoppable
 
 _SHARED = 0.5  # of the holdout examples at most: data with few different inputs has some in common by chance
@@ -57,6 +58,8 @@ def fuse(
     observer: Observer | None = None,
     journal: Path | None = None,
     earlier: Sequence[Path] = (),
+    cache: Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Fusion:
     """Carries out a recipe and writes its output folder.
 
@@ -71,6 +74,9 @@ def fuse(
         journal: where decisions are written down as the run goes; the file stays. By default in the folder to come, where
             it ends with the run.
         earlier: further journals to go on from; those of another run are ignored, and the report says so.
+        cache: a folder that keeps Fisher information for later runs; several processes may share it. By default
+            none is kept. The result is the same with it and without.
+        cache_bytes: how large that folder may grow; then the least recently used is given up.
 
     Raises:
         InvalidInput: listing everything that is wrong with the recipe or its inputs; nothing was written.
@@ -79,7 +85,7 @@ def fuse(
     """
     parsed = parse(recipe)
     heard = observer or SilentObserver()
-    with ExitStack() as stack, stoppable(heard):
+    with ExitStack() as stack, stoppable(heard), remembering(cache, cache_bytes):
         left = stack.enter_context(abandoned_folders(Path(output)))
         folder = stack.enter_context(atomic_folder(Path(output)))
         stack.enter_context(writable(output))
