@@ -1,6 +1,17 @@
 """The methods, in one explicit table; a test holds it against the folder. One method, one file (the flagship: a folder)."""
 
-from cogram_core.methods import adamerging, align, cogram, finetune, fisher, linear, opcm, preserve_first, regmean
+from cogram_core.methods import (
+    adamerging,
+    align,
+    cogram,
+    finetune,
+    fisher,
+    linear,
+    opcm,
+    preserve_first,
+    regmean,
+    repair,
+)
 from cogram_core.methods.contract import NetworkMethod, TensorMethod
 
 METHODS: dict[str, TensorMethod | NetworkMethod] = {
@@ -13,6 +24,7 @@ METHODS: dict[str, TensorMethod | NetworkMethod] = {
         fisher.METHOD,
         regmean.METHOD,
         cogram.METHOD,
+        repair.METHOD,
         finetune.METHOD,
         align.METHOD,
     )

@@ -12,7 +12,7 @@ from cogram_core.recipe.methods import catalogue
 
 MAX_PAYLOAD = 2**31 - 2**24
 """Bytes that a row may carry: it has to fit into a page of Parquet, less than 2 GiB with what that and zstd add."""
-_SOLVING = ("regmean", "chain_of_merges")
+_SOLVING = ("regmean", "chain_of_merges", "repair")
 
 
 def payload_bytes(recipe: Recipe, stage: Stage) -> int:
