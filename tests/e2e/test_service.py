@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import yaml
@@ -93,6 +94,34 @@ def test_training_through_the_service_gives_the_same_bytes_as_on_this_machine(
     assert remote_sha256(client, fusion_id) == local_sha256(small_inputs, recipe, tmp_path / "local")
     assert {layer["trained"] for layer in client.trace_summary(fusion_id)} == {2}
     assert [row["action"] for row in client.trace(fusion_id)][-1] == "trained"
+
+
+def test_a_base_goes_through_the_service_and_stays_while_a_fusion_uses_it(
+    served: Served, client: Client, small_inputs: Inputs, tmp_path: Path
+) -> None:
+    upload(client, small_inputs)
+    start = tmp_path / "start" / "model.safetensors"
+    start.parent.mkdir()
+    one, other = (load_file(small_inputs.path(name)) for name in ("a", "b"))
+    save_file({name: (tensor + other[name]) / 4 for name, tensor in one.items()}, start)
+    stages = [{"method": "adamerging", "steps": 5}, {"method": "opcm", "alpha": 0.2}]
+    recipe = small_inputs.recipe(base="start", stages=stages, guard="report")
+    assert [problem["location"] for problem in client.validate(recipe)["errors"]] == ["base"]
+    base = client.upload_checkpoint("start", start.parent)["id"]
+    fusion_id = client.submit(recipe)["id"]
+    refused = httpx.delete(f"{served.address}/v1/checkpoints/{base}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "checkpoint.in_use")
+    assert client.wait(fusion_id, 60)["state"] == "succeeded"
+
+    here = small_inputs.local(recipe) | {"start": start}
+    cogram_core.fuse(recipe, tmp_path / "local", inputs=here)
+    fused = (tmp_path / "local" / "model.safetensors").read_bytes()
+    assert remote_sha256(client, fusion_id) == hashlib.sha256(fused).hexdigest()
+    client.download(fusion_id, tmp_path / "fetched")
+    sources = [word for name in ("a", "b") for word in ("--sources", here[name])]
+    trace = tmp_path / "fetched" / "trace.parquet"
+    _cogram("replay", trace, *sources, "--base", start, "-o", tmp_path / "replayed")
+    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == fused
 
 
 def test_the_command_line_gives_the_same_bytes_and_replays_them(
