@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cogram_core.networks.network import Network
 from cogram_core.networks.permutations_leaves import cycle, moved, moves_between
-from cogram_core.networks.permutations_search import Found, Place, Search, close
+from cogram_core.networks.permutations_search import UNREAD, Found, Place, Search, close
 from cogram_core.networks.permutations_wiring import Wiring, plain_attention, rearranged
 from cogram_core.permuting import Axis
 from cogram_core.seeding import generator
@@ -29,6 +30,7 @@ __all__ = ["Group", "Place", "Symmetry", "find_symmetry", "preserves"]
 
 _MOST_EXAMPLES = 8
 _MOST_NUMBERS = 2**16
+_MOST_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,13 @@ def find_symmetry(network: Network, inputs: Tensor) -> Symmetry:
         network: its values are lost; random ones are left in it.
         inputs: examples, (N, ...); of numbers their shape alone matters, of token ids the first two are taken.
     """
-    with torch.no_grad():
-        network.load(lambda name: _random_values(network, name))
-    wiring = Wiring(network, _some_inputs(inputs))
-    found, reasons = Search(wiring).groups()
+    for draw in range(_MOST_DRAWS):
+        with torch.no_grad():
+            network.load(partial(_random_values, network, draw))
+        wiring = Wiring(network, _some_inputs(inputs, draw))
+        found, reasons = Search(wiring).groups()
+        if UNREAD not in reasons.values():  # by bad luck all units of a small layer may be silent
+            break
     names = {name: _layer_name(network, wiring, name) for name in wiring.leaves}
     grouped = {names[module] for entry in found for module in entry.writers}  # a tied head goes by the embedding's name
     left = {names[module]: reason for module, reason in reasons.items() if names[module] not in grouped}
@@ -108,29 +113,29 @@ def _in_checkpoint(network: Network, wiring: Wiring, found: Found) -> tuple[Axis
             if part.whole:
                 axes.append(Axis(name, axis.dim, axis.before, axis.after))
                 continue
-            moves = moves_between([part.of(whole)], [part.of(after)], found.units)
+            moves = moves_between(part.of(whole), part.of(after), found.units)
             if moves is None:
                 return None
             axes += [Axis(name, place.dim, place.before, place.after) for place in moves.values()]
     return tuple(axes)
 
 
-def _some_inputs(inputs: Tensor) -> Tensor:
+def _some_inputs(inputs: Tensor, draw: int) -> Tensor:
     if not inputs.is_floating_point():
         return inputs[:2]
     shape = inputs.shape[1:]
     # Several, so that no unit is silent on all of them; of large ones two have places enough.
     count = min(_MOST_EXAMPLES, max(2, _MOST_NUMBERS // max(1, shape.numel())))
-    return torch.from_numpy(generator(0, "symmetry").standard_normal((count, *shape))).to(inputs)
+    return torch.from_numpy(generator(draw, "symmetry").standard_normal((count, *shape))).to(inputs)
 
 
-def _random_values(network: Network, name: str) -> Tensor:
+def _random_values(network: Network, draw: int, name: str) -> Tensor:
     """Numbers for a tensor with which signals keep their size from layer to layer, and few units are silent.
 
     The names tell only what makes good numbers: a variance must be positive, a shift should be small.
     """
     tensor = network.tensor(name)
-    noise = torch.from_numpy(generator(0, "symmetry", name).standard_normal(tuple(tensor.shape))).to(tensor)
+    noise = torch.from_numpy(generator(draw, "symmetry", name).standard_normal(tuple(tensor.shape))).to(tensor)
     if tensor.ndim < 2:
         return 0.2 * noise if name.endswith(("bias", "mean")) else (0.2 * noise).exp()
     return noise * math.sqrt(2 * tensor.shape[0] / max(1, tensor.numel()))

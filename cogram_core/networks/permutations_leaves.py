@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cogram_core.networks.permutations_wiring import Key, Wiring, floats, with_floats
+from cogram_core.networks.permutations_wiring import Key, Wiring, floats, integers, with_floats
 from cogram_core.permuting import Axis
 
 Moves = Mapping[int, Axis]
@@ -67,12 +68,16 @@ def swap(units: int) -> Tensor:
     return torch.tensor([1, 0, *range(2, units)])
 
 
-def moves_between(old: Sequence[Tensor], new: Sequence[Tensor], units: int) -> Moves | None:
-    """Where ``units`` units have moved by ``cycle``; None where something else has happened."""
-    if len(old) != len(new):
+def moves_between(old: Any, new: Any, units: int) -> Moves | None:
+    """Where ``units`` units have moved by ``cycle`` in nested values; None where something else has happened.
+
+    Whole numbers may not differ: they choose, such as an expert.
+    """
+    olds, news = floats(old), floats(new)
+    if len(olds) != len(news) or not _all_equal(integers(old), integers(new)):
         return None
     moves = {}
-    for place, (before, now) in enumerate(zip(old, new, strict=True)):
+    for place, (before, now) in enumerate(zip(olds, news, strict=True)):
         if same(before, now):
             continue
         axis = _axis_between(before, now, units)
@@ -80,6 +85,10 @@ def moves_between(old: Sequence[Tensor], new: Sequence[Tensor], units: int) -> M
             return None
         moves[place] = axis
     return moves
+
+
+def _all_equal(values: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(values) == len(others) and all(map(torch.equal, values, others))
 
 
 def _axis_between(old: Tensor, new: Tensor, units: int) -> Axis | None:
@@ -107,7 +116,6 @@ def moved(tensor: Tensor, axis: Axis, order: Tensor) -> Tensor:
 def rows_of(wiring: Wiring, name: str) -> Rows | None:
     """A leaf's output units, where their order is that of its tensors' rows or columns and of nothing else."""
     (key, *_) = wiring.calls_of(name)
-    gave = floats(wiring.gave[key])
     looks_up = not floats(wiring.given[key])  # a table's rows are what is asked for, its columns the units
     shapes = {tensor: wiring.tensors[tensor].shape for tensor in wiring.leaves[name]}
     for tensor, shape in shapes.items():
@@ -118,8 +126,8 @@ def rows_of(wiring: Wiring, name: str) -> Rows | None:
                 continue
             carried = [(other, 0) for other, size in shapes.items() if tuple(size) == (units,)]
             axes = [Axis(*carrier) for carrier in ((tensor, dim), *carried)]
-            output = floats(wiring.run_leaf(name, wiring.given[key], axes, cycle(units)))
-            moves = moves_between(gave, output, units)
+            output = wiring.run_leaf(name, wiring.given[key], axes, cycle(units))
+            moves = moves_between(wiring.gave[key], output, units)
             if moves and len(moves) == 1:
                 ((place, axis),) = moves.items()
                 return Rows(units, ((tensor, dim), *carried), place, axis)
@@ -132,13 +140,12 @@ def passing(wiring: Wiring, key: Key, moves: Moves, units: int) -> Passing | Non
     None where no order of its tensors makes up for it.
     """
     name, order = key[0], cycle(units)
-    given, gave = floats(wiring.given[key]), floats(wiring.gave[key])
+    given = floats(wiring.given[key])
     arriving = [moved(value, moves[place], order) if place in moves else value for place, value in enumerate(given)]
     arguments = with_floats(wiring.given[key], arriving)
     sizes = {given[place].shape[axis.dim]: axis for place, axis in moves.items()}
     for axes, reads in _trials(wiring, name, sizes, units):
-        output = floats(wiring.run_leaf(name, arguments, axes, order))
-        found = moves_between(gave, output, units)
+        found = moves_between(wiring.gave[key], wiring.run_leaf(name, arguments, axes, order), units)
         if found is not None and reads == (not found):
             return Passing(axes, found)
     return None

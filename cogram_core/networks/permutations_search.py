@@ -21,10 +21,18 @@ from cogram_core.networks.permutations_leaves import (
     rows_of,
     swap,
 )
-from cogram_core.networks.permutations_wiring import OUTPUT, Key, UnknownCallError, Wiring, floats, with_floats
+from cogram_core.networks.permutations_wiring import (
+    OUTPUT,
+    Key,
+    UnknownCallError,
+    Wiring,
+    floats,
+    with_floats,
+)
 from cogram_core.permuting import Axis
 from cogram_core.stopping import stop_point
 
+UNREAD = "nothing is seen to depend on its units"
 _TOLERANCE = 1e-3  # of the largest output: float32's rounding after many layers is far below, a wrong order far above
 _Passes = dict[Key, tuple[Moves, tuple[Axis, ...], Moves]]
 
@@ -211,7 +219,7 @@ class Search:
 
         def answer(key: Key, arguments: Any) -> Any:
             recorded = wiring.recorded(key)
-            passes[key] = self._step(trial, key, floats(arguments))
+            passes[key] = self._step(trial, key, arguments)
             moves = passes[key][2]
             values = [
                 moved(value, moves[place], order) if place in moves else value
@@ -222,7 +230,7 @@ class Search:
         loose = [axis for axis in trial.loose.values() if axis is not None]
         with torch.no_grad(), wiring.rearranged(loose, order):
             output = wiring.force(answer)
-        moves = moves_between([wiring.output], [output], trial.units)
+        moves = moves_between(wiring.output, output, trial.units)
         if moves is None:
             raise _ConflictError(OUTPUT)
         if moves:
@@ -249,9 +257,9 @@ class Search:
                         own = rows is not None and (axis.tensor, axis.dim) in rows.tensors
                         raise _ConflictError(key, makes=own and name not in trial.writers)
 
-    def _step(self, trial: _Trial, key: Key, arguments: list[Tensor]) -> tuple[Moves, tuple[Axis, ...], Moves]:
+    def _step(self, trial: _Trial, key: Key, arguments: Any) -> tuple[Moves, tuple[Axis, ...], Moves]:
         wiring, name = self._wiring, key[0]
-        arrived = moves_between(floats(wiring.given[key]), arguments, trial.units)
+        arrived = moves_between(wiring.given[key], arguments, trial.units)
         if arrived is None:
             raise _ConflictError(key)
         axes: tuple[Axis, ...] = ()
@@ -287,7 +295,7 @@ class Search:
         )
         used = {(axis.tensor, axis.dim) for group in self._groups for axis in group.axes}
         if not readers:
-            raise _FailedError("no module reads its units")
+            raise _FailedError(UNREAD)
         if len({(axis.tensor, axis.dim) for axis in axes} - used) < len(axes):
             raise _FailedError("one of its tensors is permuted with others")
         writers = tuple(dict.fromkeys(key[0] for key in passes if key[0] in trial.writers))

@@ -193,6 +193,11 @@ def floats(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
+def integers(value: Any) -> list[Tensor]:
+    """All other tensors, in one order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and not leaf.is_floating_point()]
+
+
 def with_floats(value: Any, tensors: Iterable[Tensor]) -> Any:
     """The same nesting with other floating tensors, in the order of ``floats``."""
     rest = iter(tensors)

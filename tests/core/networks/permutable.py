@@ -135,6 +135,28 @@ class Ordered(nn.Module):
         return torch.as_tensor(self.last(torch.cumsum(self.first(inputs), dim=1)))
 
 
+class Experts(nn.Module):
+    """One of three matrices, as chosen for each example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 4, 5))
+
+    def forward(self, inputs: Tensor, chosen: Tensor) -> Tensor:
+        return torch.einsum("ni,nio->no", inputs, self.weight[chosen])
+
+
+class Routed(nn.Module):
+    """A choice among experts: their order could change only with that of whole matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts, self.last = nn.Linear(4, 3), Experts(), nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.as_tensor(self.last(self.experts(inputs, self.router(inputs).argmax(1))))
+
+
 @dataclass(frozen=True)
 class Kind:
     """``groups`` has layer, units and features of each, front to back; ``left`` the layers that are left alone."""
@@ -182,6 +204,20 @@ KINDS = {
     "fused": Kind(Fused, (5,), [("tokens", 8, 1), ("mix", 2, 4), ("widen", 5, 1)], tokens=True),
     "onto inputs": Kind(
         OntoInputs, (4,), [("up", 7, 1)], {"down": "last is given its units mixed with others", "last": OUTPUT}
+    ),
+    "silent at first": Kind(
+        lambda: nn.Sequential(
+            nn.Linear(5, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 3)
+        ),
+        (5,),
+        [("0", 2, 1), ("2", 2, 1)],
+        {"4": OUTPUT},
+    ),
+    "routed": Kind(
+        Routed,
+        (4,),
+        [("experts", 5, 1)],
+        {"router": "experts is given its units mixed with others", "last": OUTPUT},
     ),
     "ordered": Kind(Ordered, (4,), [], {"first": "last is given its units mixed with others", "last": OUTPUT}),
 }
