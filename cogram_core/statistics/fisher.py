@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
@@ -61,7 +60,7 @@ def _one_by_one(network: Network, names: Sequence[str], data: Dataset, kind: Est
     total = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
     for part, keys in parts_of(data, 1, seed):
         with torch.enable_grad():
-            outputs: Tensor = functional_call(network.module, leaves, (part.inputs,))
+            outputs = network.outputs(leaves, part.inputs)
         if not outputs.requires_grad:
             continue
         for direction in directions(kind, part.loss, outputs.detach(), part.targets, keys):

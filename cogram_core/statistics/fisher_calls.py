@@ -54,9 +54,13 @@ class Seen:
 
 
 def owners(network: Network, names: Collection[str]) -> dict[str, Owner]:
-    """The module of each of these parameters, or the nearest around it that is called, by the module's name."""
-    live = network.module.state_dict(keep_vars=True).items()
-    tensors = {id(tensor): name for name, tensor in reversed(list(live)) if name in names}
+    """The module of each of these parameters, or the nearest around it that is called, by the module's name.
+
+    Those that are parts of a module's tensor are left out.
+    """
+    live = network.module.state_dict(keep_vars=True)
+    whole = {name: network.parts[name].tensor for name in names if network.parts[name].whole}
+    tensors = {id(live[tensor]): name for name, tensor in whole.items()}
     found: dict[str, dict[str, str]] = {}
     for name, module in network.module.named_modules():
         for own, tensor in module._parameters.items():
@@ -89,7 +93,7 @@ class Batch:
         self.seen: dict[Key, Seen] = {}
         self._size, self._shared = len(inputs), shared
         with torch.enable_grad(), self._heard(owned):
-            self.outputs: Tensor = functional_call(network.module, dict(leaves), (inputs,))
+            self.outputs = network.outputs(leaves, inputs)
 
     @contextmanager
     def _heard(self, owned: Mapping[str, Owner]) -> Iterator[None]:

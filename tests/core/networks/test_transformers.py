@@ -16,6 +16,7 @@ from cogram_core.evaluation.losses import example_losses
 from cogram_core.networks.network import Network
 from cogram_core.networks.shells import Shell
 from cogram_core.networks.transformers import build_shell
+from cogram_core.statistics.fisher import diagonal_fisher
 from tests.core.networks.libraries import FAMILIES, LETTERS, own_outputs, saved
 
 
@@ -213,3 +214,41 @@ def test_a_decoders_classifier_needs_to_know_what_padding_is(tmp_path: Path) -> 
 
     path = saved(tmp_path, "gpt2 classifier", change=forget)
     assert refusal(path, "GPT2ForSequenceClassification") == {"network": "network.invalid_configuration"}
+
+
+def naive_fisher(module: Any, inputs: dict[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+    """The mean over examples, one after the other, of squared gradients: of log p(y) weighted by p(y) over all classes y;
+    with labels of the sum of log p of each next token.
+    """
+    total = {name: torch.zeros_like(value) for name, value in module.named_parameters()}
+    count = len(next(iter(inputs.values())))
+    for row in range(count):
+        logs = torch.log_softmax(
+            module(**{key: value[row : row + 1] for key, value in inputs.items()}).logits[0], dim=-1
+        )
+        if labels is None:
+            terms = [(float(logs[y].detach().exp()), logs[y]) for y in range(len(logs))]
+        else:
+            told = labels[row, 1:] != -100
+            terms = [(1.0, logs[:-1][told].gather(1, labels[row, 1:][told][:, None]).sum())]
+        for weight, term in terms:
+            for name, gradient in zip(
+                total, torch.autograd.grad(term, list(module.parameters()), retain_graph=True), strict=True
+            ):
+                total[name] += weight * gradient.square() / count
+    return total
+
+
+@pytest.mark.parametrize("family", ["vit", "mixtral"])
+def test_fisher_information_has_the_checkpoints_names_and_parts(tmp_path: Path, family: str) -> None:
+    data, path = FAMILIES[family].data(1, 3), saved(tmp_path, family)
+    network, dataset = opened(path, family, data)
+    found = diagonal_fisher(network, dataset, 3, "exact" if family == "vit" else "empirical")
+    labels = data.pop("labels") if family == "mixtral" else None
+    if labels is not None:
+        labels = torch.where(data["attention_mask"].bool(), labels, -100)
+    module = type(network.module).from_pretrained(path, experts_implementation="eager").eval()
+    naive = naive_fisher(module, {key: value for key, value in data.items() if key != "labels"}, labels)
+    assert found.keys() == set(network.names)
+    for name, part in network.parts.items():
+        torch.testing.assert_close(found[name].float(), part.of(naive[part.tensor]), rtol=1e-3, atol=1e-7)

@@ -48,8 +48,7 @@ def holdout_loss(module: Any, family: str, data: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "mixtral", "clip vision", "resnet", "vit"])
 def test_a_fused_folder_loads_with_the_library_and_gives_the_fused_networks_losses(tmp_path: Path, family: str) -> None:
-    first = "linear" if family in ("vit", "mixtral") else {"method": "fisher", "examples": 4}
-    given = recipe(tmp_path, family, [first, LAYERS], guard="report")
+    given = recipe(tmp_path, family, [{"method": "fisher", "examples": 4}, LAYERS], guard="report")
     found = cogram_core.fuse(given, tmp_path / "out")
     assert found.report["recipe"]["network"] == {"kind": "transformers", "architecture": FAMILIES[family].architecture}
     last = found.verdict["candidates"][-1]
