@@ -3,6 +3,7 @@
 from cogram_core.methods import (
     adamerging,
     align,
+    chain_of_merges,
     cogram,
     finetune,
     fisher,
@@ -22,6 +23,7 @@ METHODS: dict[str, TensorMethod | NetworkMethod] = {
         preserve_first.METHOD,
         adamerging.METHOD,
         fisher.METHOD,
+        chain_of_merges.METHOD,
         regmean.METHOD,
         cogram.METHOD,
         repair.METHOD,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -40,19 +40,26 @@ def run(context: StageContext, params: Params) -> None:
     Source: Matena & Raffel 2022, arXiv:2111.09832, eq. 4 and 5.
     """
     if context.restore(len(context.network.names)) is None:
-        _merge(context, params)
+        merge_by_fisher(context, params, context.network.names, context.progress)
     context.milestone("merged")
 
 
-def _merge(context: StageContext, params: Params) -> None:
+def merge_by_fisher(
+    context: StageContext, params: Params, names: Sequence[str], told: Callable[[int, int], None] = lambda *_: None
+) -> None:
+    """Merges some tensors, as ``run`` does all; the others are left as they are in some source.
+
+    ``told`` is given how many sources are done, and of how many.
+    """
     fishers = []
     for place, source in enumerate(context.sources):
-        fishers.append(_source_fisher(context, source, params))
-        context.progress(place + 1, len(context.sources))
+        found = _source_fisher(context, source, params)
+        fishers.append({name: value for name, value in found.items() if name in names})
+        told(place + 1, len(context.sources))
     largest = max((float(entry.max()) for fisher in fishers for entry in fisher.values()), default=0.0)
     epsilon = _RELATIVE_EPSILON * largest or 1.0
     reason = f"shares by Fisher information{_how(context, params)}"
-    for name in context.network.names:
+    for name in names:
         stop_point()
         _merge_tensor(context, name, [fisher.get(name) for fisher in fishers], epsilon, reason)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from cogram_core.methods.contract import Field, MethodParams, NetworkMethod, StageContext
 from cogram_core.mixing import mix, round_shares
 from cogram_core.payload import pack_values
 from cogram_core.statistics.sites import find_plan
-from cogram_core.statistics.walk import Options, Task, solve
+from cogram_core.statistics.walk import Options, Solved, Task, solve
 
 
 class Params(MethodParams):
@@ -35,27 +36,34 @@ def run(context: StageContext, params: Params) -> None:
     Source: Jin et al. 2022, arXiv:2212.09849, eq. 2; prefix merged: RegMean++, arXiv:2508.03121.
     """
     if context.restore(len(context.network.names)) is None:
-        _merge(context, params)
+        tasks = tasks_of(context, params.examples)
+        plan = find_plan(context.network, tasks[0].inputs[:1], ["linear"])
+        rest = [name for name in context.network.names if name not in plan.names]
+        average(context, rest)
+        options = Options(params.prefix, "propagated", params.alpha, params.ridge)
+        record_solved(context, solve(context.network, tasks, plan, options), len(rest))
     context.milestone("merged")
 
 
-def _merge(context: StageContext, params: Params) -> None:
-    network = context.network
-    chosen = [(source.data or context.evaluation_data()).evenly(params.examples) for source in context.sources]
-    tasks = [
-        Task(source.read, data.inputs, source.weight) for source, data in zip(context.sources, chosen, strict=True)
-    ]
-    plan = find_plan(network, chosen[0].inputs[:1], ["linear"])
-    solved, done = plan.names, 0
+def tasks_of(context: StageContext, examples: int) -> list[Task]:
+    """What each source brings: its tensors, examples of its own data, else of the evaluation data, and its weight."""
+    chosen = [(source.data or context.evaluation_data()).evenly(examples) for source in context.sources]
+    return [Task(source.read, data.inputs, source.weight) for source, data in zip(context.sources, chosen, strict=True)]
+
+
+def average(context: StageContext, names: Sequence[str]) -> None:
+    """Gives these tensors the weighted mean of the sources, and records it."""
     weights = [source.weight for source in context.sources]
     shares = round_shares([weight / sum(weights) for weight in weights])
-    for name in network.names:
-        if name not in solved:
-            network.tensor(name).copy_(mix((source.read(name) for source in context.sources), shares))
-            context.record(layer=name, kind="tensor", action="merged", shares=shares, reason="the weighted mean")
-            context.progress(done := done + 1, len(network.names))
-    options = Options(params.prefix, "propagated", params.alpha, params.ridge)
-    for found in solve(network, tasks, plan, options):
+    for done, name in enumerate(names):
+        context.network.tensor(name).copy_(mix((source.read(name) for source in context.sources), shares))
+        context.record(layer=name, kind="tensor", action="merged", shares=shares, reason="the weighted mean")
+        context.progress(done + 1, len(context.network.names))
+
+
+def record_solved(context: StageContext, solved: Iterable[Solved], done: int) -> None:
+    """Records tensors as they are found; ``done`` of the network's were before."""
+    for place, found in enumerate(solved):
         context.record(
             layer=found.name,
             kind="tensor",
@@ -64,9 +72,9 @@ def _merge(context: StageContext, params: Params) -> None:
             loss_before=found.loss_before,
             loss_after=found.loss_after,
             reason=found.reason,
-            payload=pack_values(network.tensor(found.name)),
+            payload=pack_values(context.network.tensor(found.name)),
         )
-        context.progress(done := done + 1, len(network.names))
+        context.progress(done + place + 1, len(context.network.names))
 
 
 METHOD = NetworkMethod(name="regmean", params=Params, run=run, kind="merging")

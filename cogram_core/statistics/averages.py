@@ -44,15 +44,14 @@ def pooled_moments(arrived: Sequence[Sequence[Tensor]], shares: Sequence[float])
     zero = torch.zeros_like(known[0][1][0])
     mean = sum((share / total * found[0] for share, found in known), zero)
     variance = sum((share / total * (found[1] + (found[0] - mean).square()) for share, found in known), zero)
-    count = sum(found[2] for _, found in known)
-    return [mean, variance * count / max(1, count - 1)]
+    return [mean, variance]
 
 
-def _moments(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Mean, mean squared deviation from it, and the number of rows."""
+def _moments(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance."""
     rows = [batch.transpose(0, 1).flatten(1) for batch in batches]  # (d, R)
     count = sum(entry.shape[1] for entry in rows)
     zero = torch.zeros(rows[0].shape[0], dtype=torch.float64, device=rows[0].device)
     mean = sum((entry.double().sum(1) for entry in rows), zero) / count
     square = sum(((entry.double() - mean[:, None]).square().sum(1) for entry in rows), zero)
-    return mean, square / count, count
+    return mean, square / max(1, count - 1)

@@ -249,9 +249,9 @@ class NormalisedDesign:
     def matrix(self, values: Values) -> Tensor:
         """See ``Design.matrix``."""
         deviation = torch.sqrt(values["running_var"] + self._epsilon)
-        scale = values["weight"] / deviation
-        shift = values["bias"] + scale * (self._mean - values["running_mean"])
-        return torch.stack([scale * self._deviation, shift], 1)[:, :, None]
+        scale = values["weight"] * (self._deviation / deviation)  # the same where the statistics are
+        shift = values["bias"] + values["weight"] * ((self._mean - values["running_mean"]) / deviation)
+        return torch.stack([scale, shift], 1)[:, :, None]
 
     def split(self, matrix: Tensor) -> dict[str, Tensor]:
         """See ``Design.split``."""

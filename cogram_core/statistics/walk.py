@@ -220,19 +220,24 @@ class _Walk:
                 yield Solved(name, fitted.shares, fitted.loss_before, fitted.loss_after, fitted.reason + unlike)
 
     def _renew(self, member: Member, begin: int) -> Iterator[Solved]:
-        """Takes the statistics of a batch normalisation anew, from what arrives in the merged network."""
+        """Takes the statistics of a batch normalisation anew, from what arrives in the merged network.
+
+        Statistics that all sources have alike are kept: scale and shift, which are solved for next, do as well with any.
+        """
         weights = [task.weight for task in self._tasks]
         shares = round_shares([weight / math.fsum(weights) for weight in weights])
-        arrived = [[given for _, given, _ in self._arrived(task, begin)] for task in range(len(self._tasks))]
         names = [member.tensors[inner] for inner in ("running_mean", "running_var")]
-        usual = [mix([task.read(name) for task in self._tasks], shares) for name in names]
-        found = pooled_moments(arrived, shares)
-        for name, kept, value in zip(names, usual, found or usual, strict=True):
-            known = torch.isfinite(value) & ((found or usual)[1] > 0)
+        own = [[task.read(name) for task in self._tasks] for name in names]
+        usual = [mix(values, shares) for values in own]
+        found, reason = usual, "the sources have the same"
+        if any(not torch.equal(value, values[0]) for values in own for value in values):
+            arrived = [[given for _, given, _ in self._arrived(task, begin)] for task in range(len(self._tasks))]
+            moments = pooled_moments(arrived, shares)
+            found, reason = moments or usual, "statistics of what arrives in the merged network"
+        for name, kept, value in zip(names, usual, found, strict=True):
+            # A channel that never varies here may vary elsewhere: with no variance it would be blown up.
+            known = torch.isfinite(value) & (found[1] > 0)
             self._network.tensor(name).copy_(torch.where(known, value, kept))
-            reason = (
-                "statistics of what arrives in the merged network" if found else "the weighted mean: nothing arrives"
-            )
             yield Solved(name, shares, None, None, reason)
 
     def _embedding(self, member: Member, begin: int) -> Solved:

@@ -20,7 +20,12 @@ from cogram_core.trace import Trace
 from tests.core.factories import checkpoint_bytes, conv_net, mlp, points, recipe_document, specialists
 from tests.core.promises.replaying import Run
 
-STAGES: list[dict[str, Any]] = [{"method": "regmean"}, {"method": "regmean", "prefix": "merged"}]
+STAGES: list[dict[str, Any]] = [
+    {"method": "regmean"},
+    {"method": "regmean", "prefix": "merged"},
+    {"method": "chain_of_merges"},
+    {"method": "chain_of_merges", "target": "propagated", "rest": "fisher"},
+]
 each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: "-".join(map(str, stage.values())))
 
 
