@@ -20,8 +20,10 @@ from cogram_core.networks.layers import Layer, LayerValue
 from cogram_core.networks.network import Network
 from cogram_core.stopping import stop_point
 
-# Examples a forward pass. A constant of the code, so that results don't depend on the memory at hand.
+# Examples a forward pass; fewer where they have more numbers, or tokens, of each of which a network makes hundreds of
+# numbers, than these. Constants of the code, so that results don't depend on the memory at hand.
 BATCH = 1024
+_NUMBERS, _TOKENS = 2**22, 2**13
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +122,13 @@ class PlainEvaluator:
 
     def example_losses(self) -> Tensor:
         """Each example's loss in the network as it stands, float64 (N,)."""
-        inputs = self._dataset.inputs
-        outputs = all_logits(self._network, inputs.to(self._network.dtype) if inputs.is_floating_point() else inputs)
-        return example_losses(self._dataset.loss, outputs, self._dataset.targets)
+        inputs, targets, step = self._dataset.inputs, self._dataset.targets, batch_size(self._dataset.inputs)
+        losses = []
+        for batch, expected in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
+            stop_point()
+            given = batch.to(self._network.dtype) if batch.is_floating_point() else batch
+            losses.append(example_losses(self._dataset.loss, self._network.logits(given), expected))
+        return torch.cat(losses)
 
     def open(self, _: Layer) -> int | None:
         """See ``Evaluator.open``."""
@@ -160,13 +166,10 @@ class PlainEvaluator:
         """Nothing is kept that could be out of date."""
 
 
-def all_logits(network: Network, inputs: Tensor) -> Tensor:
-    """The network's outputs for inputs (N, ...), batch by batch."""
-    found = []
-    for batch in torch.split(inputs, BATCH):
-        stop_point()
-        found.append(network.logits(batch))
-    return torch.cat(found)
+def batch_size(inputs: Tensor) -> int:
+    """How many of the examples (N, ...) run forward together."""
+    most = _NUMBERS if inputs.is_floating_point() else _TOKENS
+    return max(1, min(BATCH, most // max(1, inputs[:1].numel())))
 
 
 def mean_loss(losses: Tensor, dataset: Dataset) -> float:

@@ -28,7 +28,7 @@ from cogram_core.errors import FusionStopped
 from cogram_core.evaluation.compiled import CompiledProbe
 from cogram_core.evaluation.composition import is_composition
 from cogram_core.evaluation.datasets import Dataset
-from cogram_core.evaluation.evaluator import BATCH, Candidates, PlainEvaluator
+from cogram_core.evaluation.evaluator import Candidates, PlainEvaluator, batch_size
 from cogram_core.evaluation.losses import example_losses, mean_on_device
 from cogram_core.evaluation.probes import Probe, ProbeKind, open_probe, probe_kinds
 from cogram_core.evaluation.rest import Rest
@@ -55,8 +55,9 @@ class FastEvaluator:
         # The network may have been widened since the data were read.
         self._dataset = replace(dataset, inputs=inputs.to(network.dtype) if inputs.is_floating_point() else inputs)
         self._plain = PlainEvaluator(network, self._dataset)
-        self._rests = [Rest(network, batch) for batch in torch.split(self._dataset.inputs, BATCH)]
-        self._targets = torch.split(self._dataset.targets, BATCH)
+        self._step = batch_size(inputs)
+        self._rests = [Rest(network, batch) for batch in torch.split(self._dataset.inputs, self._step)]
+        self._targets = torch.split(self._dataset.targets, self._step)
         self._cuts: dict[str, Call] = {}
         self._kinds: dict[str, ProbeKind | None] = {}
         self._notes: dict[str, str] = {}
@@ -145,7 +146,7 @@ class FastEvaluator:
         else:
             losses = self._candidate_losses(candidates.part(place, place + 1))[0]
         for at, probe in enumerate(self._probes):
-            probe.move(candidates, place, losses[at * BATCH : (at + 1) * BATCH])
+            probe.move(candidates, place, losses[at * self._step : (at + 1) * self._step])
         self._last = None
 
     def most_visits(self, layer: Layer, level: Level, losses: int) -> int | None:
@@ -219,8 +220,8 @@ class FastEvaluator:
 
     def _batches(self) -> Iterator[Dataset]:
         """The examples as they run together."""
-        for first in range(0, len(self._dataset), BATCH):
-            part = slice(first, first + BATCH)
+        for first in range(0, len(self._dataset), self._step):
+            part = slice(first, first + self._step)
             weights = None if self._dataset.weights is None else self._dataset.weights[part]
             yield Dataset(self._dataset.inputs[part], self._dataset.targets[part], weights)
 

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from cogram_core.evaluation.datasets import Dataset
-from cogram_core.evaluation.evaluator import BATCH
+from cogram_core.evaluation.evaluator import batch_size
 from cogram_core.evaluation.losses import IGNORED, cross_entropy, example_losses, weighted_mean
 from cogram_core.networks.network import Network
 from cogram_core.stopping import stop_point
@@ -70,7 +70,7 @@ def _finite(document: dict[str, Any]) -> dict[str, Any]:
 def score(network: Network, dataset: Dataset) -> Score:
     """Scores the network as it stands, batch by batch; what is kept of token scores are those of predicted tokens."""
     losses, logits, targets = [], [], []
-    step = max(1, min(BATCH, _ELEMENTS // max(1, math.prod(network.output_shape))))
+    step = max(1, min(batch_size(dataset.inputs), _ELEMENTS // max(1, math.prod(network.output_shape))))
     for inputs, expected in zip(torch.split(dataset.inputs, step), torch.split(dataset.targets, step), strict=True):
         stop_point()
         outputs = network.logits(inputs)

@@ -8,13 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from cogram_core.determinism import repeatable
 from cogram_core.evaluation import evaluator as plain
-from cogram_core.evaluation import fast
 from cogram_core.evaluation.datasets import Dataset
-from cogram_core.evaluation.evaluator import Candidates, PlainEvaluator, Pool, all_logits
+from cogram_core.evaluation.evaluator import Candidates, PlainEvaluator, Pool, batch_size
 from cogram_core.evaluation.fast import FastEvaluator
 from cogram_core.networks.layers import Layer
 from cogram_core.networks.network import Network
@@ -82,8 +81,7 @@ def test_the_fast_evaluator_gives_the_losses_of_full_passes(family: str, draw: s
     module, (inputs, targets) = FAMILIES[family].modules(seed)[0], FAMILIES[family].data(seed)
     with pytest.MonkeyPatch.context() as patch, repeatable(1, CPU):
         if draw.draw(st.booleans()):
-            for part in (plain, fast):
-                patch.setattr(part, "BATCH", 5)
+            patch.setattr(plain, "BATCH", 5)
         network = Network(module, inputs[:1])
         counts = torch.rand(len(inputs), generator=random(seed), dtype=torch.float64) + 0.1
         with network.precision(torch.float64):
@@ -216,9 +214,16 @@ def test_weights_make_an_example_count_as_often_as_they_say() -> None:
     assert weighted == pytest.approx(repeated.loss(), rel=1e-6)
 
 
-def test_batches_do_not_change_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, _ = points(2, 23)
-    network = Network(mlp(2), inputs[:1])
-    whole: Tensor = all_logits(network, inputs)
+def test_batches_do_not_change_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset(*points(2, 23))
+    judge = PlainEvaluator(Network(mlp(2), data.inputs[:1]), data)
+    whole = judge.example_losses()
     monkeypatch.setattr(plain, "BATCH", 5)
-    assert torch.allclose(all_logits(network, inputs), whole, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(judge.example_losses(), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_large_examples_run_fewer_at_once() -> None:
+    assert batch_size(torch.zeros(3, 6)) == plain.BATCH
+    assert batch_size(torch.zeros(3, 2**20)) == 4
+    assert batch_size(torch.zeros(3, 128, dtype=torch.int64)) == 64
+    assert batch_size(torch.zeros(1, 2**23)) == 1
