@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ __all__ = ["Group", "Place", "Symmetry", "find_symmetry", "preserves"]
 _MOST_EXAMPLES = 8
 _MOST_NUMBERS = 2**16
 _MOST_DRAWS = 8
+_MANY_PLACES = 64  # that differ from each other as two examples do
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def find_symmetry(network: Network, inputs: Tensor) -> Symmetry:
 
     Args:
         network: its values are lost; random ones are left in it.
-        inputs: examples, (N, ...); of numbers their shape alone matters, of token ids the first two are taken.
+        inputs: examples, (N, ...); of numbers their shape alone matters, of token ids the fullest rows are taken.
     """
     for draw in range(_MOST_DRAWS):
         with torch.no_grad():
@@ -122,7 +124,8 @@ def _in_checkpoint(network: Network, wiring: Wiring, found: Found) -> tuple[Axis
 
 def _some_inputs(inputs: Tensor, draw: int) -> Tensor:
     if not inputs.is_floating_point():
-        return inputs[:2]
+        fullest = (inputs >= 0).flatten(1).sum(1).argsort(descending=True, stable=True)
+        return inputs[fullest[: 2 if inputs.shape[1:].numel() < _MANY_PLACES else 1]]
     shape = inputs.shape[1:]
     # Several, so that no unit is silent on all of them; of large ones two have places enough.
     count = min(_MOST_EXAMPLES, max(2, _MOST_NUMBERS // max(1, shape.numel())))
@@ -135,7 +138,8 @@ def _random_values(network: Network, draw: int, name: str) -> Tensor:
     The names tell only what makes good numbers: a variance must be positive, a shift should be small.
     """
     tensor = network.tensor(name)
-    noise = torch.from_numpy(generator(draw, "symmetry", name).standard_normal(tuple(tensor.shape))).to(tensor)
+    drawn = generator(draw, "symmetry", name).standard_normal(tuple(tensor.shape), dtype=np.float32)
+    noise = torch.as_tensor(drawn).to(tensor)
     if tensor.ndim < 2:
         return 0.2 * noise if name.endswith(("bias", "mean")) else (0.2 * noise).exp()
     return noise * math.sqrt(2 * tensor.shape[0] / max(1, tensor.numel()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,16 @@ from cogram_core.networks.permutations_wiring import (
     UnknownCallError,
     Wiring,
     floats,
+    rearranged,
     with_floats,
 )
 from cogram_core.permuting import Axis
 from cogram_core.stopping import stop_point
 
-UNREAD = "nothing is seen to depend on its units"
+OUTPUTS = "its units are the network's outputs"
+UNREAD = "nothing changes with the order of its units"
+_BLOCKS = (1, 2, 3)  # gate and up; queries, keys and values
+_MOST_APART = 8
 _TOLERANCE = 1e-3  # of the largest output: float32's rounding after many layers is far below, a wrong order far above
 _Passes = dict[Key, tuple[Moves, tuple[Axis, ...], Moves]]
 
@@ -97,7 +102,8 @@ class Search:
                 self._rows[name] = rows
         self._groups: list[Found] = []
         self._taken: set[str] = set()
-        self._shapes: list[tuple[int, int, int]] = []
+        self._shapes: dict[tuple[int, int, int], None] = {}
+        self._hopeless: dict[str, str] = {}
         self._passing: dict[tuple[Key, int, tuple[tuple[int, Axis], ...]], Passing | None] = {}
 
     def groups(self) -> tuple[list[Found], dict[str, str]]:
@@ -109,44 +115,69 @@ class Search:
             reason = self._try(name)
             if reason is not None:
                 left[name] = reason
+        found = self._groups
+        if not self._holds(found):
+            found = [group for group in self._groups if self._holds([group])]
+            dropped = [group.writers for group in self._groups if group not in found]
+            left |= {writers[0]: "the network's output depends on the order of its units" for writers in dropped}
         order = {key[0]: place for place, key in reversed(list(enumerate(self._wiring.given)))}
-        return sorted(self._groups, key=lambda group: order[group.writers[0]]), left
+        return sorted(found, key=lambda group: order[group.writers[0]]), left
+
+    def _holds(self, groups: Sequence[Found]) -> bool:
+        """Whether the network itself gives the same with the units in two orders that together generate all."""
+        for make in (cycle, swap):
+            orders = [(axis, make(group.units)) for group in groups for axis in group.axes]
+            with rearranged(self._wiring.tensors, orders):
+                if not close(self._wiring.output, self._wiring.run()):
+                    return False
+        return True
 
     def _try(self, name: str) -> str | None:
         """Adds the group of a writer's rows in the finest units possible; else why there is none."""
+        if name in self._hopeless:
+            return self._hopeless[name]
         if name in self._wiring.feeds[OUTPUT]:
-            return "its units are the network's outputs"
+            return OUTPUTS
+        if not any(name in feeding for feeding in self._wiring.feeds.values()):
+            return "nothing is seen to read its units"
         rows = self._rows[name].units
-        first_reason = None
-        members: set[str] = {name}
-        for units, before, after in self._suppositions(rows):
-            trial = _Trial(units, (before, after), rows, {}, {})
-            try:
-                group = self._grow(trial, members)
-            except _FailedError as error:
-                first_reason = first_reason or str(error)
-                continue
-            self._groups.append(group)
-            self._taken.update(group.writers)
-            if (units, before, after) not in self._shapes:
-                self._shapes.append((units, before, after))
-            return None
-        return first_reason or "it has a single unit"
+        reason = "it has a single unit"
+        tied = {name}
+        for finest, (units, before, after) in enumerate(self._suppositions(rows)):
+            # Those that moved with it before, which saves finding them again; of few perhaps not all have to.
+            for members in [tied, {name}] if 1 < len(tied) <= _MOST_APART else [tied]:
+                trial = _Trial(units, (before, after), rows, {}, {})
+                try:
+                    group = self._grow(trial, members)
+                except _FailedError as error:
+                    reason = str(error) if finest == 0 else reason
+                    continue
+                self._groups.append(group)
+                self._taken.update(group.writers)
+                self._shapes.setdefault((units, before, after))
+                return None
+            if reason == OUTPUTS:  # so they are in coarser units
+                break
+        if reason == OUTPUTS or len(tied) > _MOST_APART:
+            self._hopeless |= dict.fromkeys(tied, reason)
+        return reason
 
     def _suppositions(self, rows: int) -> Iterator[tuple[int, int, int]]:
-        """Units, before, after with the product ``rows``: single rows first, then what was true elsewhere, then the rest."""
+        """Units, before, after with the product ``rows``: single rows first, then what was true elsewhere, then the rest.
+
+        Several rows side by side come before several blocks of rows, and of each many units before few.
+        """
         yield rows, 1, 1
-        known = [shape for shape in self._shapes if shape[0] * shape[1] * shape[2] == rows and shape[0] != rows]
+        known = [shape for shape in self._shapes if math.prod(shape) == rows and shape[0] != rows]
         yield from known
-        for units in reversed(divisors(rows)[1:]):
-            for before in (1, 2, 3):
-                if (rows // units) % before == 0:
-                    shape = units, before, rows // units // before
-                    if shape not in known and units != rows:
-                        yield shape
+        for before in _BLOCKS:
+            for units in reversed(divisors(rows // before)[1:] if rows % before == 0 else ()):
+                shape = units, before, rows // units // before
+                if shape not in known and units != rows:
+                    yield shape
 
     def _grow(self, trial: _Trial, members: set[str]) -> Found:
-        """Takes in more writers until the network's output is what it was. ``members`` outlasts a failure.
+        """Takes in more writers until the network's output is what it was; ``members`` has them even after a failure.
 
         Raises:
             _FailedError: if it can't be.
@@ -168,7 +199,7 @@ class Search:
                 continue
             except UnknownCallError:
                 raise _FailedError("which modules are called depends on the order of its units") from None
-            return self._proven(trial, passes)
+            return self._group_of(trial, passes)
 
     def _makers(self, key: Key) -> set[str]:
         """The leaves with rows and the loose tensors that reach a call, those before leaves that hand units on included."""
@@ -234,7 +265,7 @@ class Search:
         if moves is None:
             raise _ConflictError(OUTPUT)
         if moves:
-            raise _FailedError("its units are the network's outputs")
+            raise _FailedError(OUTPUTS)
         self._check_shared(trial, passes)
         return passes
 
@@ -279,11 +310,11 @@ class Search:
             axes, leaving = axes + self._rows[name].axes(*shape), self._rows[name].moves(*shape)
         return arrived, axes, leaving
 
-    def _proven(self, trial: _Trial, passes: _Passes) -> Found:
-        """The group, after the network itself has been run with two orders that together generate all.
+    def _group_of(self, trial: _Trial, passes: _Passes) -> Found:
+        """The group of a pass that gave what it should.
 
         Raises:
-            _FailedError: if an output differs, or nothing reads the units.
+            _FailedError: if nothing reads the units, or a tensor's are in another group.
         """
         axes = dict.fromkeys(axis for _, found, _ in passes.values() for axis in found)
         axes |= dict.fromkeys(axis for axis in trial.loose.values() if axis is not None)
@@ -300,12 +331,7 @@ class Search:
             raise _FailedError("one of its tensors is permuted with others")
         writers = tuple(dict.fromkeys(key[0] for key in passes if key[0] in trial.writers))
         features = max(after for _, after in trial.writers.values())
-        group = Found(trial.units, features, tuple(axes), writers, tuple(readers))
-        for order in (cycle(trial.units), swap(trial.units)):
-            with self._wiring.rearranged(axes, order):
-                if not close(self._wiring.output, self._wiring.run()):
-                    raise _FailedError("the network's output depends on the order of its units")
-        return group
+        return Found(trial.units, features, tuple(axes), writers, tuple(readers))
 
     def _distinct(self, places: Iterable[Place]) -> list[Place]:
         """Without those at which the same arrives as at one before, such as queries, keys and values of one input."""

@@ -164,17 +164,19 @@ def plain_attention() -> Iterator[None]:
 @contextmanager
 def rearranged(tensors: Mapping[str, Tensor], orders: Iterable[tuple[Axis, Tensor]]) -> Iterator[None]:
     """Inside the block units of these tensors stand in another order: along each axis, new unit u is old unit order[u]."""
-    by_tensor: dict[str, list[tuple[Axis, Tensor]]] = {}
-    for axis, order in orders:
-        by_tensor.setdefault(axis.tensor, []).append((axis, order))
-    kept = {name: tensors[name].clone() for name in by_tensor}
+    done: list[tuple[Tensor, Axis, Tensor]] = []
     try:
-        for name, value in kept.items():
-            tensors[name].copy_(permuted(value, by_tensor[name]))
+        for axis, order in orders:
+            _move(tensors[axis.tensor], axis, order)
+            done.append((tensors[axis.tensor], axis, order))
         yield
     finally:
-        for name, value in kept.items():
-            tensors[name].copy_(value)
+        for tensor, axis, order in reversed(done):  # back again, which takes less memory than copies of all
+            _move(tensor, axis, torch.argsort(order))
+
+
+def _move(tensor: Tensor, axis: Axis, order: Tensor) -> None:
+    tensor.copy_(permuted(tensor, [(axis, order)]))
 
 
 @contextmanager

@@ -135,6 +135,18 @@ class Ordered(nn.Module):
         return torch.as_tensor(self.last(torch.cumsum(self.first(inputs), dim=1)))
 
 
+class Turning(nn.Module):
+    """Treats its units alike as long as they stand in a circle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs)
+        return torch.as_tensor(self.last(hidden * hidden.roll(1, dims=1)))
+
+
 class Experts(nn.Module):
     """One of three matrices, as chosen for each example."""
 
@@ -217,7 +229,13 @@ KINDS = {
         Routed,
         (4,),
         [("experts", 5, 1)],
-        {"router": "experts is given its units mixed with others", "last": OUTPUT},
+        {"router": "nothing is seen to read its units", "last": OUTPUT},
+    ),
+    "turning": Kind(
+        Turning,
+        (4,),
+        [],
+        {"first": "the network's output depends on the order of its units", "last": OUTPUT},
     ),
     "ordered": Kind(Ordered, (4,), [], {"first": "last is given its units mixed with others", "last": OUTPUT}),
 }
