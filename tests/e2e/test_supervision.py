@@ -174,16 +174,14 @@ def test_parts_that_die_are_started_again(data_dir: Path, small_inputs: Inputs) 
             assert client.wait(fusion_id, 60)["state"] == "succeeded"
 
 
-def test_one_folder_belongs_to_one_service(data_dir: Path) -> None:
-    with serving(data_dir) as served:
-        code, told = _refused("--data-dir", str(served.folder), "--port", "0")
-        assert code == 2
-        assert (
-            told
-            == f"cogram: another cogram serve uses {served.folder}. Stop it, or choose another folder with --data-dir.\n"
-        )
-        with served.client() as client:
-            assert client.validate({})["ok"] is False
+def test_one_folder_belongs_to_one_service(served: Served, client: Client) -> None:
+    code, told = _refused("--data-dir", str(served.folder), "--port", "0")
+    assert code == 2
+    assert (
+        told
+        == f"cogram: another cogram serve uses {served.folder}. Stop it, or choose another folder with --data-dir.\n"
+    )
+    assert client.validate({})["ok"] is False
 
 
 def test_addresses_that_others_could_reach_or_that_are_taken_are_refused_with_a_remedy(data_dir: Path) -> None:
@@ -210,15 +208,14 @@ def test_a_folder_too_deep_for_a_socket_is_no_obstacle(tmp_path: Path, small_inp
     assert not socket_path.parent.exists()
 
 
-def test_the_broker_listens_on_a_private_socket_only(data_dir: Path) -> None:
-    with serving(data_dir) as served:
-        broker = _broker(served)
-        assert [found.laddr for found in broker.net_connections("tcp")] == []
-        assert (served.folder / "broker").stat().st_mode & 0o777 == 0o700
-        assert (served.folder / "broker" / "valkey.sock").stat().st_mode & 0o777 == 0o700
-        assert list((served.folder / "broker").glob("appendonlydir/*"))
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(served.folder / "broker" / "valkey.sock"))
+def test_the_broker_listens_on_a_private_socket_only(served: Served) -> None:
+    broker = _broker(served)
+    assert [found.laddr for found in broker.net_connections("tcp")] == []
+    assert (served.folder / "broker").stat().st_mode & 0o777 == 0o700
+    assert (served.folder / "broker" / "valkey.sock").stat().st_mode & 0o777 == 0o700
+    assert list((served.folder / "broker").glob("appendonlydir/*"))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(served.folder / "broker" / "valkey.sock"))
 
 
 def _answers(client: Client) -> bool:
