@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -155,9 +156,11 @@ def test_too_much_memory_is_a_clear_refusal(tmp_path: Path, sqlite_url: str, bro
         assert _post(service).status_code == 201
 
 
-def test_too_much_time_is_a_clear_refusal_and_ends_the_child(single: Service) -> None:
+def test_too_much_time_is_a_clear_refusal_and_ends_the_child(single: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     child = _child(single)
     child.suspend()
+    pool = single.context.examiners._pool
+    monkeypatch.setattr(pool, "_limits", replace(pool._limits, seconds=0.5))
     answer = _post(single)
     assert (answer.status_code, answer.json()["code"]) == (422, "checkpoint.too_costly")
     assert "COGRAM_EXAMINE_SECONDS" in answer.json()["detail"]

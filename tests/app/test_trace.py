@@ -65,10 +65,10 @@ def test_pages_together_are_the_whole(service: Service, url: str) -> None:
     for query in ({}, {"layer": "fc2", "action": "refined"}):
         whole = _lines(service, url, **query)
         paged = []
-        answer = service.http.get(url, params={**query, "limit": 7})
+        answer = service.http.get(url, params={**query, "limit": 23})
         while True:
             page = [json.loads(line) for line in answer.text.splitlines()]
-            assert len(page) <= 7
+            assert len(page) <= 23
             paged += page
             if "next" not in answer.links:
                 break
