@@ -23,7 +23,7 @@ LEASE_SECONDS = 2.0
 
 
 # Long enough to be killed in the middle.
-LONG: dict[str, Any] = {"width": 1024, "sweeps": 12}
+LONG: dict[str, Any] = {"width": 1024, "sweeps": 8}
 # Hundreds of sweeps of 300,000 weights each.
 ENDLESS: dict[str, Any] = {"width": 512, "sweeps": 1000, "granularity": "weight"}
 
