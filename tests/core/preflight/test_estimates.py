@@ -89,7 +89,7 @@ NEURONS = {"method": "cogram", "max_sweeps": {"layer": 0}, "max_decisions": 12, 
         (network, ["linear"], {"guard": "off"}),
         (
             network,
-            [{"method": "fisher", "examples": 2}, {"method": "cogram", "max_sweeps": {"layer": 1}}],
+            [{"method": "fisher", "examples": 2}, {"method": "cogram", "max_sweeps": {"layer": 1, "neuron": 1}}],
             drawn(32, 64),
         ),
         (
