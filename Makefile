@@ -27,9 +27,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two at a time: some have the processor to themselves, others mostly wait for processes that they start and kill.
+# Two at a time: some have the processor to themselves, others mostly wait for processes that they start and kill. In the
+# order of tests/conftest.py, as the files with the fewest tests, which would else come last, take longest.
 test: check
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu tests/gpu
