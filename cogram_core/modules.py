@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cogram_core.choosing import settled
 from cogram_core.determinism import repeatable, resolve_threads
 from cogram_core.errors import Problem, RecipeError
 from cogram_core.evaluation.datasets import Dataset, make_dataset
 from cogram_core.networks.network import Network
 from cogram_core.networks.tokens import Tokens, tokens_of
 from cogram_core.observer import Observer, SilentObserver
-from cogram_core.pipeline import all_datasets, check_all_outputs, resolve, with_prototypes
+from cogram_core.pipeline import all_datasets, check_all_outputs, resolve
 from cogram_core.preflight import criterion_problems, needs_network, payload_problems, prototype_problems
 from cogram_core.recipe import Recipe
 from cogram_core.run import Inputs, Run, recipe_dtype
@@ -102,7 +103,7 @@ def fuse_modules(
         places = {f"data.{name}": pair for name, pair in (data or {}).items()}
         places |= {f"sources[{i}].data": pair for i, pair in own.items()}
         inputs = _load_modules(resolved, modules, base, places)
-        resolved = with_prototypes(resolved, inputs.evaluation)
+        resolved, inputs = settled(resolved, inputs)
         run = Run(resolved, inputs, folder, heard)
         stack.callback(run.close)
         outcome = run.carry_out()

@@ -15,10 +15,10 @@ import torch
 from cogram_core.checkpoints.atomic import abandoned_folders, atomic_folder
 from cogram_core.checkpoints.header import read_checkpoint_header
 from cogram_core.checkpoints.reader import CheckpointReader
+from cogram_core.choosing import settled
 from cogram_core.determinism import repeatable, resolve_device, resolve_threads
 from cogram_core.errors import DatasetError, InvalidInput, OutputError, Problem
 from cogram_core.evaluation.datasets import Dataset, check_outputs, read_dataset
-from cogram_core.evaluation.prototypes import PrototypeParams, decide
 from cogram_core.evaluation.tokenizing import USUAL_LENGTH, Tokenizer
 from cogram_core.journal import JOURNAL_NAME
 from cogram_core.networks.network import Network
@@ -114,7 +114,7 @@ def opened(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[tuple[Recipe, 
         resolved = resolve(recipe, found)
         stack.enter_context(repeatable(resolve_threads(resolved.threads), torch.device(resolved.device)))
         loaded = _load(resolved, paths, found, stack)
-        yield with_prototypes(resolved, loaded.evaluation), loaded
+        yield settled(resolved, loaded)
 
 
 @contextmanager
@@ -157,20 +157,6 @@ def resolve(recipe: Recipe, found: Preflight | None) -> Recipe:
             "network": network,
         }
     )
-
-
-def with_prototypes(recipe: Recipe, evaluation: Dataset | None) -> Recipe:
-    """The recipe with the prototypes that the data asks for where it was left open."""
-    if evaluation is None:
-        return recipe
-    stages = []
-    for stage in recipe.stages:
-        given = stage.parameters.get("prototypes")
-        if isinstance(given, Mapping):
-            decided = decide(PrototypeParams.model_validate(given), evaluation.holds_tokens)
-            stage = stage.model_copy(update={"parameters": {**stage.parameters, "prototypes": decided.model_dump()}})
-        stages.append(stage)
-    return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def _load(recipe: Recipe, paths: Mapping[str, Path], found: Preflight, stack: ExitStack) -> Inputs:

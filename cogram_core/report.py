@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 
+from cogram_core.methods.contract import StageChoice
 from cogram_core.recipe import Recipe
 from cogram_core.trace import Action, Decision
 
@@ -83,6 +84,7 @@ class Summary:
 def build_report(
     *,
     recipe: Recipe,
+    chosen: Sequence[StageChoice],
     verdict: Mapping[str, Any],
     sources: Sequence[Mapping[str, Any]],
     summary: Summary,
@@ -94,6 +96,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The report as plain data.
 
+    ``chosen`` has the stages that the recipe left open, ``recipe`` being the resolved one.
     ``resumed_after`` is how many decisions were taken over from an earlier, killed run, 0 where there was none; ``seconds``
     are this run's alone. ``ignored_journals`` says which other journals were found, and why they were of no use.
     """
@@ -101,6 +104,7 @@ def build_report(
         "version": 1,
         "verdict": dict(verdict),
         "recipe": recipe.to_document(),
+        "chosen": [{"method": one.method, "parameters": dict(one.parameters), "why": one.why} for one in chosen],
         "sources": [dict(source) for source in sources],
         "decisions": summary.totals(),
         "layers": summary.to_document(),

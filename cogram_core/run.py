@@ -17,7 +17,14 @@ from cogram_core.evaluation.datasets import Dataset
 from cogram_core.guard import Choice, Jury, hear_inputs, verdict_document
 from cogram_core.journal import JOURNAL_NAME, Journal
 from cogram_core.methods import METHODS
-from cogram_core.methods.contract import MethodParams, StageContext, TensorMethod, parse_params
+from cogram_core.methods.contract import (
+    ChoosingMethod,
+    MethodParams,
+    StageChoice,
+    StageContext,
+    TensorMethod,
+    parse_params,
+)
 from cogram_core.networks.network import Network
 from cogram_core.observer import Observer, StageInfo
 from cogram_core.output import output_dtypes
@@ -42,6 +49,8 @@ class Inputs:
     holdout: Dataset | None
     training: Dataset | None
     base: LoadedSource | None = None
+    chosen: tuple[StageChoice, ...] = ()
+    """The stages that were chosen, and why, where the recipe left that open."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class Run:
         self._journal.finish(self._folder / "trace.parquet", metadata)
         return build_report(
             recipe=self._recipe,
+            chosen=self._inputs.chosen,
             verdict=outcome.verdict,
             sources=sources,
             summary=self._summary,
@@ -195,6 +205,7 @@ class Run:
             restore=partial(self._restore, info, network),
         )
         method, params = METHODS[info.method], self._params(info)
+        assert not isinstance(method, ChoosingMethod)  # others have taken its place
         self._observer.stage_started(info)
         if isinstance(method, TensorMethod):
             for done, name in enumerate(network.names):

@@ -3,6 +3,7 @@
 from cogram_core.methods import (
     adamerging,
     align,
+    auto,
     chain_of_merges,
     cogram,
     finetune,
@@ -13,9 +14,9 @@ from cogram_core.methods import (
     regmean,
     repair,
 )
-from cogram_core.methods.contract import NetworkMethod, TensorMethod
+from cogram_core.methods.contract import Method
 
-METHODS: dict[str, TensorMethod | NetworkMethod] = {
+METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         linear.METHOD,
@@ -23,12 +24,13 @@ METHODS: dict[str, TensorMethod | NetworkMethod] = {
         preserve_first.METHOD,
         adamerging.METHOD,
         fisher.METHOD,
-        chain_of_merges.METHOD,
         regmean.METHOD,
+        chain_of_merges.METHOD,
         cogram.METHOD,
         repair.METHOD,
         finetune.METHOD,
         align.METHOD,
+        auto.METHOD,
     )
 }
 

@@ -45,7 +45,7 @@ def run(context: StageContext, params: Params) -> None:
     2⁻¹⁶ in the end and stands in the trace, where losses are entropies before the first step and after that rounding. Where
     a gradient isn't finite the steps end. Statistics of normalisation layers have none and get the weighted mean.
 
-    Memory: beside the network, the base, one change a source and one gradient, each as large as the network's parameters.
+    Memory: beside the network, the base, one change a source and two gradients, each as large as the network's parameters.
 
     Raises:
         DatasetError: if the data asks for values or tokens, not classes.
@@ -166,16 +166,17 @@ class _Search:
     def _gradient(self, batches: Sequence[Tensor]) -> Tensor:
         """Of the mean over batches of their mean entropy by the coefficients, float64, (sources, groups)."""
         leaves = {name: self._network.tensor(name).requires_grad_() for name in self._base}
-        found = torch.zeros_like(self._values)
+        total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         for inputs in batches:
             loss = entropies(self._network.outputs(leaves, inputs)).mean() / len(batches)
-            if not loss.requires_grad:
-                continue
-            gradients = torch.autograd.grad(loss, tuple(leaves.values()), materialize_grads=True)
-            for name, gradient in zip(leaves, gradients, strict=True):
-                wide = gradient.double()
-                for place, change in enumerate(self._changes[name]):
-                    found[place, self._group[name]] += float((wide * change).sum())
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, tuple(leaves.values()), materialize_grads=True)
+                for gradient, tensor in zip(gradients, total.values(), strict=True):
+                    tensor.add_(gradient)
+        found = torch.zeros_like(self._values)
+        for name, gradient in total.items():
+            for place, change in enumerate(self._changes[name]):
+                found[place, self._group[name]] += float((gradient * change).sum(dtype=torch.float64))
         return found
 
     def _batches(self, dataset: Dataset, place: int) -> Iterator[Tensor]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from cogram_core.methods import METHODS
-from cogram_core.methods.contract import NetworkMethod, TensorMethod
+from cogram_core.methods.contract import ChoosingMethod, Method, TensorMethod
 
 PATH = Path(__file__).with_name("catalogue.json")
 
@@ -23,10 +24,9 @@ def build() -> dict[str, Any]:
     return {"methods": [_entry(METHODS[name]) for name in sorted(METHODS)]}
 
 
-def _entry(method: TensorMethod | NetworkMethod) -> dict[str, Any]:
-    function = method.merge if isinstance(method, TensorMethod) else method.run
+def _entry(method: Method) -> dict[str, Any]:
     module = import_module(f"cogram_core.methods.{method.name}")
-    doc = inspect.getdoc(function) or ""
+    doc = inspect.getdoc(_function(method)) or ""
     summary = (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
     source = re.search(r"Source: (.*?)(?:\n\n|\Z)", doc, re.DOTALL)
     return {
@@ -42,7 +42,14 @@ def _entry(method: TensorMethod | NetworkMethod) -> dict[str, Any]:
     }
 
 
-def _schema(method: TensorMethod | NetworkMethod) -> dict[str, Any]:
+def _function(method: Method) -> Callable[..., Any]:
+    """What does the method's work, whose docstring tells of it."""
+    if isinstance(method, TensorMethod):
+        return method.merge
+    return method.choose if isinstance(method, ChoosingMethod) else method.run
+
+
+def _schema(method: Method) -> dict[str, Any]:
     schema = method.params.model_json_schema()
     schema.setdefault("properties", {})
     if method.params.ascending:

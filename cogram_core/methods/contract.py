@@ -3,6 +3,7 @@
 TensorMethod     merging, tensor by tensor, without data: any state dict of any architecture
 NetworkMethod    aligning the sources, merging from data, refining the current network, or training it; sees the network,
                  the sources and data
+ChoosingMethod   none itself: chooses stages by what there is
 """
 
 from __future__ import annotations
@@ -170,6 +171,41 @@ class NetworkMethod:
     needs_base: bool = False
 
 
-def parse_params(method: TensorMethod | NetworkMethod, values: Mapping[str, Any]) -> MethodParams:
+@dataclass(frozen=True)
+class Given:
+    """What a choice of stages goes by. ``network`` is None where the recipe names no data to run it on."""
+
+    sources: Sequence[Source]
+    network: Network | None
+    evaluation: Dataset | None
+    has_base: bool
+
+
+@dataclass(frozen=True)
+class StageChoice:
+    """A stage that was chosen: its method, the parameters that differ from the defaults, and why."""
+
+    method: str
+    parameters: Mapping[str, Any]
+    why: str
+
+
+@dataclass(frozen=True)
+class ChoosingMethod:
+    """Stands for stages that are chosen when the inputs are known; the resolved recipe has those in its place."""
+
+    name: str
+    params: type[MethodParams]
+    choose: Callable[[Given, Any], list[StageChoice]]
+    kind: Literal["choosing"] = "choosing"
+    per_tensor: bool = False
+    needs_data: bool = False
+    needs_base: bool = False
+
+
+Method = TensorMethod | NetworkMethod | ChoosingMethod
+
+
+def parse_params(method: Method, values: Mapping[str, Any]) -> MethodParams:
     """The method's own model of its parameters."""
     return method.params.model_validate(dict(values))
