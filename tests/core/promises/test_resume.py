@@ -40,6 +40,7 @@ OTHERS: dict[str, list[Any]] = {
     "blockwise": ["linear", {**NEURON, "mode": "blockwise"}],
     "stopped": ["fisher", {**NEURON, "max_decisions": 20}],
     "finetune": ["fisher", {"method": "finetune", "kickoff_epochs": 2, "epochs": 2}],
+    "align": [{"method": "align"}, {"method": "align", "match": "weights"}, "fisher"],
     "diverging": ["linear", {"method": "finetune", "kickoff_epochs": 1, "epochs": 1, "lr": 1e3, "kickoff_scale": 1e6}],
 }
 BATCH_ROWS = 3
