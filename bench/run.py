@@ -10,6 +10,7 @@ BENCHMARKS = (
     "bench.evaluator",
     "bench.transformer",
     "bench.weights",
+    "bench.fisher",
     "bench.memory",
     "bench.service_start",
     "bench.jobs",

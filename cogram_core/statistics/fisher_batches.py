@@ -93,10 +93,7 @@ class InBatches:
         found: dict[str, list[Addend]] = {}
         for key in pulled[0]:
             call = batch.seen[key]
-            arrived = [
-                torch.stack(parts, dim=1) for parts in zip(*(gradients[key] for gradients in pulled), strict=True)
-            ]
-            given = self._addends(key, call, arrived, rules)
+            given = self._addends(key, call, [gradients[key] for gradients in pulled], rules)
             if given is None:
                 self._unfit |= set(call.owner.tensors.values())
                 continue
@@ -105,10 +102,10 @@ class InBatches:
         return {name: sum_of_squares(parts, len(drawn[0])) for name, parts in found.items() if name not in self._unfit}
 
     def _addends(
-        self, key: Key, call: Seen, arrived: list[Tensor], rules: dict[Key, CallRule]
+        self, key: Key, call: Seen, arrived: list[list[Tensor]], rules: dict[Key, CallRule]
     ) -> dict[str, Addend] | None:
         """None where the call doesn't show every example's part, or can't be repeated example by example."""
-        batched, sizes, examples = self._batched.get(key), call.sizes(), len(arrived[0])
+        batched, sizes, examples = self._batched.get(key), call.sizes(), len(arrived[0][0])
         given = len(call.given)
         if batched is None or len(batched) != len(sizes) or not all(batched[given:]):
             return None

@@ -21,7 +21,7 @@ from cogram_core.statistics.fisher_gradients import Addend, Summed, rule_of
 
 Key = tuple[str, int]
 """A call: its module's name, and which of the module's calls it is."""
-CallRule = Callable[[list[Tensor]], dict[str, Addend]]
+CallRule = Callable[[list[list[Tensor]]], dict[str, Addend]]
 Sizes = tuple[int | None, ...]
 """The first dimension of each of some values; None for what is no tensor or has none."""
 
@@ -158,8 +158,9 @@ def rule_for(call: Seen, batched: tuple[bool, ...], examples: int, leaves: Mappi
         leaves: the network's parameters.
 
     Returns:
-        A function of the gradients of the call's outputs, each (B, R, ...), that gives the addends by the tensors' names. It
-        raises a RuntimeError, TypeError, ValueError or LookupError if the module can't run again on single examples.
+        A function that gives the addends by the tensors' names, from the gradients of the call's outputs, (B, ...) each, for
+        each of R directions. It raises a RuntimeError, TypeError, ValueError or LookupError if the module can't run again on
+        single examples.
     """
     known = rule_of(call.owner.module)
     if known is None or len(call.given) != 1 or len(call.shapes) != 1:
@@ -169,15 +170,15 @@ def rule_for(call: Seen, batched: tuple[bool, ...], examples: int, leaves: Mappi
         call.owner.module, given if batched[0] else given.expand(examples, *given.shape[given.shape[0] == 1 :])
     )
 
-    def by_name(gradients: list[Tensor]) -> dict[str, Addend]:
-        found = rule(gradients[0])
+    def by_name(gradients: list[list[Tensor]]) -> dict[str, Addend]:
+        found = rule([gradient for (gradient,) in gradients])
         return {name: found[inner] for inner, name in call.owner.tensors.items()}
 
     return by_name
 
 
 def _recomputed(
-    call: Seen, batched: tuple[bool, ...], leaves: Mapping[str, Tensor], gradients: list[Tensor]
+    call: Seen, batched: tuple[bool, ...], leaves: Mapping[str, Tensor], gradients: list[list[Tensor]]
 ) -> dict[str, Addend]:
     """By running the module alone, each example by itself."""
     own = {inner: leaves[name].detach() for inner, name in call.owner.tensors.items()}
@@ -197,5 +198,5 @@ def _recomputed(
 
     parts = [entry for entry, moved in zip(call.given, batched, strict=True) if moved]
     with sdpa_kernel(SDPBackend.MATH):  # the only one that can be mapped over examples
-        found = vmap(one)(parts, gradients)
+        found = vmap(one)(parts, [torch.stack(entries, dim=1) for entries in zip(*gradients, strict=True)])
     return {name: Summed(found[inner]) for inner, name in call.owner.tensors.items()}

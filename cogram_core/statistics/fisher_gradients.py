@@ -47,37 +47,42 @@ class Summed:
 
 @dataclass(frozen=True)
 class Product:
-    """Σ_l left_l ⊗ right_l over an example's places: left (B, R, G, O, L), right (B, G, L, S), of G groups' (O, S)."""
+    """Σ_l left_l ⊗ right_l over an example's places: left (B, G, R·O, L), right (B, G, L, S), of G groups' (O, S)."""
 
     left: Tensor
     right: Tensor
+    directions: int
     shape: Sequence[int]
 
     def each(self, example: int) -> Tensor:
         """See ``Addend.each``."""
-        return torch.einsum("rgol,gls->rgos", self.left[example], self.right[example]).reshape(-1, *self.shape)
+        return self._apart(self.left[example] @ self.right[example]).movedim(1, 0).reshape(-1, *self.shape)
 
     def squares(self) -> Tensor:
         """See ``Addend.squares``; (x ⊗ g)² is x² ⊗ g², so that with one place an example no gradient has to be made."""
-        directions, places = self.left.shape[1], self.left.shape[-1]
         size = torch.Size(self.shape).numel()
-        if places == 1:
-            leaving = self.left[..., 0].square().sum(dim=1)  # (B, G, O)
+        if self.left.shape[-1] == 1:
+            leaving = self._apart(self.left).square().sum(dim=2)[..., 0]  # (B, G, O)
             found = torch.einsum("bgo,bgs->gos", leaving, self.right[..., 0, :].square())
-        elif (step := _ELEMENTS // (directions * size)) > 0:
+        elif (step := _ELEMENTS // (self.directions * size)) > 0:
             found = torch.zeros((), dtype=self.left.dtype, device=self.left.device)
             for left, right in zip(torch.split(self.left, step), torch.split(self.right, step), strict=True):
-                found = found + torch.einsum("brgol,bgls->brgos", left, right).square_().sum(dim=(0, 1))
+                found = found + self._apart((left @ right).square_()).sum(dim=(0, 2))
         else:
             found = self._summed_up(max(1, _ELEMENTS // size))
         return found.reshape(*self.shape)
 
+    def _apart(self, values: Tensor) -> Tensor:
+        """(..., G, R·O, S) as (..., G, R, O, S)."""
+        return values.reshape(*values.shape[:-2], self.directions, -1, values.shape[-1])
+
     def _summed_up(self, directions: int) -> Tensor:
         """So many directions of an example at a time."""
-        total = self.left.new_zeros(self.left.shape[2], self.left.shape[3], self.right.shape[-1])
+        rows = self.left.shape[2] // self.directions
+        total = self.left.new_zeros(self.left.shape[1], rows, self.right.shape[-1])
         for left, right in zip(self.left, self.right, strict=True):
-            for part in torch.split(left, directions):
-                for found in torch.einsum("rgol,gls->rgos", part, right):
+            for part in torch.split(left, directions * rows, dim=1):
+                for found in torch.split(part @ right, rows, dim=1):
                     total.addcmul_(found, found)
         return total
 
@@ -137,8 +142,8 @@ def sum_of_squares(addends: Sequence[Addend], examples: int) -> Tensor:
     return total
 
 
-Rule = Callable[[Tensor], Mapping[str, Addend]]
-"""What a call adds to the gradients of its module's own tensors, from those of its output, (B, R, ...)."""
+Rule = Callable[[Sequence[Tensor]], Mapping[str, Addend]]
+"""What a call adds to the gradients of its module's own tensors, from those of its output: R, of shape (B, ...) each."""
 
 
 def rule_of(module: nn.Module) -> Callable[[Any, Tensor], Rule] | None:
@@ -152,12 +157,13 @@ def rule_of(module: nn.Module) -> Callable[[Any, Tensor], Rule] | None:
 
 
 def _linear(_: nn.Module, given: Tensor) -> Rule:
-    arriving = _places(given)[:, None]  # (B, 1, L, I)
+    arriving = _places(given)  # (B, L, I)
 
-    def rule(gradients: Tensor) -> Mapping[str, Addend]:
-        leaving = _leaving(gradients)  # (B, R, L, O)
+    def rule(gradients: Sequence[Tensor]) -> Mapping[str, Addend]:
+        leaving = torch.stack([_places(gradient) for gradient in gradients], dim=2)  # (B, L, R, O)
         shape = leaving.shape[-1], arriving.shape[-1]
-        return {"weight": Product(leaving.mT[:, :, None], arriving, shape), "bias": Summed(leaving.sum(dim=2))}
+        product = Product(leaving.flatten(2).mT[:, None], arriving[:, None], len(gradients), shape)
+        return {"weight": product, "bias": Summed(leaving.sum(dim=1))}
 
     return rule
 
@@ -165,7 +171,7 @@ def _linear(_: nn.Module, given: Tensor) -> Rule:
 def _transposed_linear(module: nn.Module, given: Tensor) -> Rule:
     straight = _linear(module, given)
 
-    def rule(gradients: Tensor) -> Mapping[str, Addend]:
+    def rule(gradients: Sequence[Tensor]) -> Mapping[str, Addend]:
         found = straight(gradients)
         return {"weight": Turned(found["weight"]), "bias": found["bias"]}
 
@@ -177,11 +183,6 @@ def _places(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1, values.shape[-1])
 
 
-def _leaving(gradients: Tensor) -> Tensor:
-    """(B, R, ..., D) as (B, R, L, D)."""
-    return gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])
-
-
 def _convolution(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Rule:
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = functional.pad(given, module._reversed_padding_repeated_twice, mode=mode)
@@ -191,12 +192,14 @@ def _convolution(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Rule:
         window = [(1, *entry) for entry in window]
     size, dilation, stride = window
     patches = functional.unfold(padded, size, dilation, 0, stride)  # (B, C·K, L)
-    arriving = patches.reshape(len(given), module.groups, -1, patches.shape[-1]).mT
+    groups = (len(given), module.groups, -1, patches.shape[-1])
+    arriving = patches.reshape(groups).mT
 
-    def rule(gradients: Tensor) -> Mapping[str, Addend]:
-        leaving = gradients.flatten(3)  # (B, R, O, L)
-        left = leaving.reshape(*leaving.shape[:2], module.groups, -1, leaving.shape[-1])
-        return {"weight": Product(left, arriving, module.weight.shape), "bias": Summed(leaving.sum(dim=3))}
+    def rule(gradients: Sequence[Tensor]) -> Mapping[str, Addend]:
+        left = torch.stack([gradient.reshape(groups) for gradient in gradients], dim=2)  # (B, G, R, O, L)
+        bias = torch.stack([gradient.flatten(2).sum(dim=2) for gradient in gradients], dim=1)
+        product = Product(left.flatten(2, 3), arriving, len(gradients), module.weight.shape)
+        return {"weight": product, "bias": Summed(bias)}
 
     return rule
 
@@ -204,8 +207,8 @@ def _convolution(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Rule:
 def _embedding(module: nn.Embedding, given: Tensor) -> Rule:
     ids = given.reshape(len(given), -1)
 
-    def rule(gradients: Tensor) -> Mapping[str, Addend]:
-        leaving = _leaving(gradients)
+    def rule(gradients: Sequence[Tensor]) -> Mapping[str, Addend]:
+        leaving = torch.stack([_places(gradient) for gradient in gradients], dim=1)
         if module.padding_idx is not None:
             leaving = leaving * (ids != module.padding_idx)[:, None, :, None]
         return {"weight": Rows(ids, leaving, module.num_embeddings)}
@@ -214,9 +217,9 @@ def _embedding(module: nn.Embedding, given: Tensor) -> Rule:
 
 
 def _layer_norm(module: nn.LayerNorm, given: Tensor) -> Rule:
-    shape = module.normalized_shape
-    normal = functional.layer_norm(given, shape, None, None, module.eps).reshape(len(given), 1, -1, *shape)
-    return lambda gradients: _scaled(normal, gradients.reshape(*gradients.shape[:2], -1, *shape))
+    places = (len(given), -1, *module.normalized_shape)
+    normal = functional.layer_norm(given, module.normalized_shape, None, None, module.eps).reshape(places)
+    return lambda gradients: _scaled(normal, [gradient.reshape(places) for gradient in gradients])
 
 
 def _group_norm(module: nn.GroupNorm, given: Tensor) -> Rule:
@@ -229,13 +232,17 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, given:
 
 def _by_channel(normal: Tensor) -> Rule:
     """Of outputs (B, C, ...)."""
-    flat = normal.reshape(len(normal), 1, normal.shape[1], -1).mT  # (B, 1, L, C)
-    return lambda gradients: _scaled(flat, gradients.reshape(*gradients.shape[:3], -1).mT)
+    channels = (*normal.shape[:2], -1)
+    flat = normal.reshape(channels).mT  # (B, L, C)
+    return lambda gradients: _scaled(flat, [gradient.reshape(channels).mT for gradient in gradients])
 
 
-def _scaled(normal: Tensor, gradients: Tensor) -> Mapping[str, Addend]:
-    """Of w ⊙ n + b at every place: n (B, 1, L, *shape) and the gradients (B, R, L, *shape)."""
-    return {"weight": Summed((normal * gradients).sum(dim=2)), "bias": Summed(gradients.sum(dim=2))}
+def _scaled(normal: Tensor, gradients: Sequence[Tensor]) -> Mapping[str, Addend]:
+    """Of w ⊙ n + b at every place: n and each gradient (B, L, *shape)."""
+    return {
+        "weight": Summed(torch.stack([(normal * gradient).sum(dim=1) for gradient in gradients], dim=1)),
+        "bias": Summed(torch.stack([gradient.sum(dim=1) for gradient in gradients], dim=1)),
+    }
 
 
 _RULES: Mapping[type[nn.Module], Callable[[Any, Tensor], Rule]] = {
