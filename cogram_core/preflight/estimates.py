@@ -9,6 +9,7 @@ from typing import Any
 
 from cogram_core.checkpoints.header import DTYPES, CheckpointHeader
 from cogram_core.preflight.data import DatasetFacts
+from cogram_core.preflight.payloads import payload_bytes
 from cogram_core.preflight.shapes import Passing, passings
 from cogram_core.recipe.document import Recipe, Stage
 from cogram_core.recipe.layers import (
@@ -23,7 +24,8 @@ from cogram_core.recipe.layers import (
 )
 from cogram_core.recipe.methods import catalogue
 
-_GRADIENTS = 2**23  # elements that fisher holds at once
+_GRADIENTS = 2**24  # numbers that a batch of fisher's gives on its way
+_DECOMPOSED = 112  # bytes an element of a square matrix whose singular vectors are looked for
 # Reports beside the tensors, and what Python and torch take.
 _FIXED_MEMORY = 400 * 2**20
 _FIXED_DISK = 16 * 2**20
@@ -70,15 +72,16 @@ def estimate(
     phases = sum(_phases(stage) for stage in recipe.stages)
     # Gradients, Adam's two means, and the network as it was before the phase; Fisher's statistics are gone by then.
     statistics = max(statistics, 4 * element if phases else 0)
-    # One gradient or as many as fisher holds at once, and their squares beside them.
+    # The base, a change a source and two gradients.
+    statistics = max(statistics, element * (len(recipe.sources) + 3) if "adamerging" in methods else 0)
+    # One gradient and its square, or a batch of fisher's and its gradients.
     gradients = 2 * element * max(header.parameters, _GRADIENTS) if "fisher" in methods else 0
     used = {reference.value for reference in recipe.references() if reference.kind == "dataset"}
     data = sum(datasets[value].examples * math.prod(datasets[value].input_shape) for value in used) * element
     passes = max((_pass(datasets[value], layers or ()) for value in used), default=0) * element
     kept = max((_kept(stage, recipe, datasets, layers or (), element) for stage in recipe.stages), default=0)
     largest = max((spec.elements for spec in header.tensors.values()), default=0)
-    payload = 2 * (len(recipe.sources) - 1) * header.parameters if "fisher" in methods else 0
-    payload += phases * element * header.parameters  # training leaves its values in the trace
+    payload = sum(payload_bytes(recipe, stage) * _times(stage) for stage in recipe.stages) * header.parameters
     rows = sum(_row_bytes(stage, len(recipe.sources), layers or ()) for stage in recipe.stages)
     out = header.nbytes if recipe.output.dtype == "source" else header.parameters * _itemsize(recipe.output.dtype)
     return Estimates(
@@ -87,7 +90,7 @@ def estimate(
         + gradients
         + 2 * data
         + max(passes, kept)
-        + 24 * largest,
+        + (_DECOMPOSED if "opcm" in methods else 24) * largest,
         disk_bytes=_FIXED_DISK + out + 2 * payload + rows,
     )
 
@@ -182,6 +185,11 @@ def _flat(layers: tuple[AnyLayer, ...]) -> Iterator[LayerSpec]:
                 yield from _flat(branch)
         else:
             yield layer
+
+
+def _times(stage: Stage) -> int:
+    """How many rows a stage has for each tensor."""
+    return _phases(stage) if catalogue()[stage.method].kind == "training" else 1
 
 
 def _phases(stage: Stage) -> int:

@@ -26,7 +26,7 @@ from cogram_core.preflight import (
 )
 from cogram_core.recipe import Recipe
 from cogram_core.trace import Trace
-from tests.core.factories import conv_net, initialise, mlp, points, recipe_document, specialists
+from tests.core.factories import conv_net, initialise, mlp, points, recipe_document, save_checkpoint, specialists
 
 FUSE = """
 import json, resource, sys
@@ -98,11 +98,14 @@ NEURONS = {"method": "cogram", "max_sweeps": {"layer": 0}, "max_decisions": 12, 
             {"guard": "off", "training": TRAINING},
         ),
         (convolutions, ["linear", NEURONS], drawn(200, 3, 32, 32)),
+        (network, [{"method": "adamerging", "steps": 2}, "repair"], drawn(32, 64)),
     ],
 )
 def test_memory_and_disk_are_estimated_within_a_factor_of_two(
     tmp_path: Path, make: Callable[[int], nn.Sequential], stages: list[Any], options: dict[str, Any]
 ) -> None:
+    if isinstance(stages[0], dict) and stages[0]["method"] == "adamerging":
+        options = {**options, "base": str(save_checkpoint(tmp_path / "base", make(2)))}
     document = recipe_document(tmp_path / "inputs", [make(0), make(1)], stages, **options)
     expected = estimate(document)
     run = subprocess.run(
