@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cogram_core.errors import DatasetError, Problem
 from cogram_core.networks.packing import flush_left, pack
@@ -34,7 +34,8 @@ def arranged(texts: Texts, tokens: Tokens, place: str) -> Texts:
     """The same texts with a mask, padding behind what counts, and no more places than the longest has.
 
     What is padding has the id 0, the type 0 and, where places have labels, −100. For a network that labels each place by
-    itself a place of padding is added behind, and all labels stand one place later.
+    itself a place of padding is added behind, and all labels stand one place later. For one that tells another text the
+    ids of that text, which are the labels, stand behind those of the first, and so do the labels.
 
     Raises:
         DatasetError: listing what the network can't take.
@@ -49,6 +50,8 @@ def arranged(texts: Texts, tokens: Tokens, place: str) -> Texts:
     ids = torch.where(mask, texts.ids.to(torch.int64).gather(1, order), 0)
     types = None if texts.types is None else torch.where(mask, texts.types.to(torch.int64).gather(1, order), 0)
     targets = texts.targets
+    if texts.labelled and tokens.paired:
+        return _with_told_behind(Texts(ids, targets.to(torch.int64), mask))
     if texts.labelled:
         targets = torch.where(mask, targets.to(torch.int64).gather(1, order), IGNORED)
     found = Texts(ids, targets, mask, types)
@@ -64,6 +67,26 @@ def _with_labels_behind(texts: Texts) -> Texts:
     return replace(texts, ids=ids, targets=targets, mask=mask, types=types)
 
 
+def _with_told_behind(texts: Texts) -> Texts:
+    """Both texts in as many places, (N, 2·T) together."""
+    assert texts.mask is not None
+    told = texts.targets != IGNORED
+    width = int((told * torch.arange(1, told.shape[1] + 1)).max())  # what stands behind the last one is cut off
+    labels, told = texts.targets[:, :width], told[:, :width]
+    half = max(texts.ids.shape[1], width)
+
+    def beside(first: Tensor, second: Tensor, value: int) -> Tensor:
+        rows = (nn.functional.pad(part, (0, half - part.shape[1]), value=value) for part in (first, second))
+        return torch.cat(list(rows), dim=1)
+
+    nothing = torch.full_like(texts.ids, IGNORED)
+    return Texts(
+        beside(texts.ids, torch.where(told, labels, 0), 0),
+        beside(nothing, labels, IGNORED),
+        beside(texts.mask, told, 0),
+    )
+
+
 def packed(texts: Texts) -> Tensor:
     """The texts as a network's inputs, int64 (N, T)."""
     return pack(texts.ids, texts.mask, texts.types)
@@ -71,6 +94,10 @@ def packed(texts: Texts) -> Tensor:
 
 def _problems(texts: Texts, mask: Tensor, tokens: Tokens, place: str) -> list[Problem]:
     found = []
+    if texts.labelled and not tokens.paired and texts.targets.shape != texts.ids.shape:
+        given, wanted = texts.targets.shape[1], texts.ids.shape[1]
+        message = f"have labels of {given} places, and the texts have {wanted}; give each place one"
+        found.append(Problem(place, "dataset.invalid_targets", message))
     if not bool(mask.any(dim=1).all()):
         empty = torch.nonzero(~mask.any(dim=1))[:, 0].tolist()
         shown = ", ".join(map(str, empty[:_LISTED])) + (", …" if len(empty) > _LISTED else "")

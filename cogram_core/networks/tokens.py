@@ -14,7 +14,8 @@ class Tokens:
 
     ``vocabulary`` says how many ids it knows, None where that can't be told; ``packed`` that it takes packed tokens (see
     ``packing``), ``masked`` that some of them may be padding, ``types`` how many token types it knows; ``aligned`` that it
-    labels each place of a text by itself, and not the next one; ``longest`` how many places it has, None: any number.
+    labels each place of a text by itself, and not the next one; ``paired`` that it reads one text and tells another;
+    ``longest`` how many places it has, None: any number.
     """
 
     vocabulary: int | None
@@ -22,6 +23,7 @@ class Tokens:
     masked: bool = False
     types: int = 1
     aligned: bool = False
+    paired: bool = False
     longest: int | None = None
 
 

@@ -25,7 +25,7 @@ from cogram_core.networks.shells import Shell
 from cogram_core.networks.tokens import Tokens
 from cogram_core.preflight.configuration import what_remains
 
-Head = Literal["classes", "pooled", "causal", "aligned", "images", "pooled images"]
+Head = Literal["classes", "pooled", "causal", "aligned", "paired", "images", "pooled images"]
 _ATTENTION = "cogram"
 # Numbers of one layer's experts up to which each token gets the weights of its experts side by side, which can be mapped
 # over examples; of more than that, the library's own way of many tokens an expert.
@@ -56,7 +56,8 @@ def build_shell(folder: Path, architecture: str, shapes: Mapping[str, tuple[int,
         raise NetworkError(problems)
     _tie(module, parts)
     vars(module)["door"] = _Door(head, _accepted(module), _padding_id(module))
-    vars(module)["forward"] = MethodType(_of_images if head in ("images", "pooled images") else _of_tokens, module)
+    forwards = {"images": _of_images, "pooled images": _of_images, "paired": _of_pairs}
+    vars(module)["forward"] = MethodType(forwards.get(head, _of_tokens), module)
     return Shell(module.eval(), parts, _tokens(module, head))
 
 
@@ -83,6 +84,7 @@ def _head(architecture: str) -> Head:
 
     kinds: list[tuple[Head, Any]] = [
         ("causal", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        ("paired", auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
         ("aligned", auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
         ("aligned", auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
         ("classes", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
@@ -254,6 +256,7 @@ def _tokens(module: Any, head: Head) -> Tokens | None:
         masked="attention_mask" in door.accepts,
         types=types,
         aligned=head == "aligned",
+        paired=head == "paired",
         longest=_longest(config),
     )
 
@@ -295,3 +298,18 @@ def _of_tokens(self: Any, inputs: Tensor) -> Tensor:
         return pooled
     logits: Tensor = found.logits
     return nn.functional.pad(logits, (0, 0, 0, 1)) if door.head == "aligned" else logits
+
+
+def _of_pairs(self: Any, inputs: Tensor) -> Tensor:
+    """Scores of packed pairs (N, 2·T), a text and then the one to be told of it, each padded to T places: (N, 2·T, V).
+
+    Those of the second text's tokens stand one place before them, as those of language models do; what stands elsewhere
+    means nothing.
+    """
+    half = inputs.shape[1] // 2
+    ids, mask, _ = unpack(inputs[:, :half], self.door.padding_id)
+    told, _, _ = unpack(inputs[:, half:], self.door.padding_id)
+    start = torch.full_like(told[:, :1], self.config.decoder_start_token_id)
+    before = torch.cat([start, told[:, :-1]], dim=1)
+    found = type(self).forward(self, input_ids=ids, attention_mask=mask, decoder_input_ids=before)
+    return nn.functional.pad(found.logits, (0, 0, half - 1, 1))

@@ -248,6 +248,10 @@ def _compare_inputs(layers: tuple[AnyLayer, ...], facts: DatasetFacts, location:
         yield Problem(location, "dataset.texts_without_tokenizer", message)
     elif facts.token_min is not None and facts.token_max is not None:
         known, place = vocabulary(layers), f"{location}: {TOKENS.inputs}"
+        if facts.loss == "causal_lm" and facts.target_shape != facts.input_shape:
+            given, wanted = facts.target_shape[0], facts.input_shape[0]
+            message = f"are labels of {given} places, and the texts have {wanted}; give each place one"
+            yield Problem(f"{location}: {TOKENS.targets}", "dataset.invalid_targets", message)
         if known is None:
             message = "are token ids, but the network does not begin with an embedding; give numbers as inputs"
             yield Problem(place, "dataset.tokens_without_embedding", message)

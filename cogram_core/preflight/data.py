@@ -142,7 +142,8 @@ def check_dataset_header(header: CheckpointHeader, place: str) -> Names:
             Problem(place, "dataset.missing_tensor", f"has no tensor {name!r}; {_KINDS}") for name in missing
         )
     inputs, targets = header.tensors[names.inputs], header.tensors[names.targets]
-    problems = tensor_problems(inputs.dtype, inputs.shape, targets.dtype, targets.shape, place, names)
+    any_length = names == TOKENS  # a network may read one text and tell another
+    problems = tensor_problems(inputs.dtype, inputs.shape, targets.dtype, targets.shape, place, names, any_length)
     for beside in (MASK, TYPES):
         if names == TOKENS and beside in header.tensors and not problems:
             problems += _beside_problems(header.tensors[beside], inputs.shape, f"{place}: {beside}")
@@ -178,10 +179,14 @@ def tensor_problems(
     target_shape: tuple[int, ...],
     place: str,
     names: Names = PLAIN,
+    any_length: bool = False,
 ) -> list[Problem]:
-    """Everything that keeps two tensors, by safetensors dtype and shape, from being inputs and targets."""
+    """Everything that keeps two tensors, by safetensors dtype and shape, from being inputs and targets.
+
+    ``any_length`` says that labels of tokens may be of another text, which has its own length.
+    """
     problems = []
-    if (remedy := _target_remedy(input_dtype, input_shape, target_dtype, target_shape)) is not None:
+    if (remedy := _target_remedy(input_dtype, input_shape, target_dtype, target_shape, any_length)) is not None:
         message = "must be one integer class an example, shape [N]; or floating values, [N, ...]; or integer labels of "
         message += f"integer tokens, [N, T]; here {target_dtype} {list(target_shape)}; {remedy}"
         problems.append(Problem(f"{place}: {names.targets}", "dataset.invalid_targets", message))
@@ -200,7 +205,7 @@ def tensor_problems(
 
 
 def _target_remedy(
-    input_dtype: str, input_shape: tuple[int, ...], target_dtype: str, target_shape: tuple[int, ...]
+    input_dtype: str, input_shape: tuple[int, ...], target_dtype: str, target_shape: tuple[int, ...], any_length: bool
 ) -> str | None:
     """What to do about targets that are none, or None where they are good."""
     if target_dtype in DTYPES and DTYPES[target_dtype].floating:
@@ -210,7 +215,7 @@ def _target_remedy(
     if len(target_shape) == 1:
         return None
     tokens = input_dtype in _INTEGERS and len(input_shape) == 2
-    if not tokens or target_shape[1:] != input_shape[1:]:
+    if not tokens or len(target_shape) != 2 or not (any_length or target_shape[1:] == input_shape[1:]):
         return "give one number an example"
     return None if target_shape[1] > 1 else "give sequences of two tokens or more"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.core.factories import random
 
-PLACES, LETTERS = 9, 60
+PLACES, TOLD, LETTERS = 9, 5, 60
 _TEXT: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": LETTERS,
     "max_position_embeddings": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -80,6 +80,10 @@ class Family:
                 return given | {"labels": torch.randn(count, 16, generator=drawn)}
             case "next":
                 return given | {"labels": given["input_ids"].clone()}
+            case "told":
+                labels = torch.randint(3, LETTERS, (count, TOLD), generator=drawn)
+                lengths = torch.randint(1, TOLD + 1, (count, 1), generator=drawn)
+                return given | {"labels": torch.where(torch.arange(TOLD) < lengths, labels, -100)}
             case _:
                 return given | {"labels": torch.randint(0, 3, (count, PLACES), generator=drawn)}
 
@@ -101,6 +105,7 @@ FAMILIES = {
     "gemma3": Family("Gemma3ForCausalLM", "Gemma3TextConfig", _GROUPED | {"head_dim": 8, "sliding_window": 4}, "next"),
     "mixtral": Family("MixtralForCausalLM", "MixtralConfig", _GROUPED | {"num_local_experts": 3}, "next"),
     "t5 classifier": Family("T5ForSequenceClassification", "T5Config", _T5, "classes"),
+    "t5": Family("T5ForConditionalGeneration", "T5Config", _T5, "told"),
     "t5 encoder": Family("T5EncoderModel", "T5Config", _T5, "values"),
     "vit": Family("ViTForImageClassification", "ViTConfig", _VISION | {"num_labels": 3}, "classes"),
     "vit encoder": Family("ViTModel", "ViTConfig", _VISION, "values"),

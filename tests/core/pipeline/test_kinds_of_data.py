@@ -275,6 +275,17 @@ def test_targets_that_the_outputs_cannot_be_held_against_are_refused() -> None:
     assert refusal([language_model(0), language_model(1)], (ids, ids + 1)) == outside
 
 
+def test_labels_of_another_length_are_refused_where_no_other_text_is_told(tmp_path: Path) -> None:
+    given = written_recipe(
+        tmp_path, "language", {"evaluation": data_of("language", 10), "holdout": data_of("language", 20)}
+    )
+    tensors = load_file(given["data"]["holdout"])
+    save_file({**tensors, "labels": tensors["labels"][:, :3].contiguous()}, given["data"]["holdout"])
+    with pytest.raises(InvalidInput, match="give each place one") as caught:
+        cogram_core.fuse(given, tmp_path / "out")
+    assert [problem.code for problem in caught.value.problems] == ["dataset.invalid_targets"]
+
+
 def test_padded_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     data = {"evaluation": data_of("language", 10), "holdout": data_of("language", 20)}
     given = written_recipe(tmp_path, "language", data)

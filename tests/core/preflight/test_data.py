@@ -113,7 +113,8 @@ IDS = torch.arange(6).reshape(2, 3)
         ({"input_ids": IDS, "labels": IDS, "inputs": IDS}, {"": "ambiguous"}),
         ({"input_ids": IDS.float(), "labels": IDS}, {": input_ids": "invalid_inputs", ": labels": "invalid_targets"}),
         ({"input_ids": IDS[0], "labels": IDS[0]}, {": input_ids": "invalid_inputs"}),
-        ({"input_ids": IDS, "labels": IDS[:, :2]}, {": labels": "invalid_targets"}),
+        ({"input_ids": IDS, "labels": IDS[:, :1]}, {": labels": "invalid_targets"}),
+        ({"inputs": IDS, "targets": IDS[:, :2]}, {": targets": "invalid_targets"}),
         ({"input_ids": IDS, "labels": IDS[:1]}, {"": "length_mismatch"}),
         ({"input_ids": IDS, "labels": torch.full((2, 3), -100)}, {": labels": "invalid_targets"}),
         ({"attention_mask": torch.ones(2, 2).long()}, {": attention_mask": "invalid_mask"}),
@@ -125,11 +126,16 @@ IDS = torch.arange(6).reshape(2, 3)
 def test_token_data_that_is_none_is_refused(tmp_path: Path, tensors: dict[str, Tensor], codes: dict[str, str]) -> None:
     given = (
         tensors
-        if "labels" in tensors or "input_ids" in tensors
+        if tensors.keys() & {"labels", "input_ids", "inputs"}
         else {"input_ids": IDS, "labels": IDS.clone(), **tensors}
     )
     path = written(tmp_path, **{name: tensor.contiguous().clone() for name, tensor in given.items()})
     assert refusal(path) == {f"data.safetensors{place}": f"dataset.{code}" for place, code in codes.items()}
+
+
+def test_labels_of_another_text_may_have_another_length(tmp_path: Path) -> None:
+    facts = read_dataset_facts(written(tmp_path, input_ids=IDS, labels=IDS[:, :2].contiguous()))
+    assert (facts.input_shape, facts.target_shape, facts.loss) == ((3,), (2,), "causal_lm")
 
 
 @pytest.mark.parametrize("last", [0, 1])
