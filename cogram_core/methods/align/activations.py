@@ -62,7 +62,7 @@ def likenesses(
 
 def _table(moments: Moments) -> Tensor:
     """Likeness, with one standard error, (1 − r²)/√N, for units that keep their place: less than that tells nothing."""
-    likeness = moments.likeness()
+    likeness = torch.nan_to_num(moments.likeness(), nan=0.0, posinf=0.0, neginf=0.0)  # where a source overflows
     kept = likeness.diagonal()
     return likeness + torch.diag((1 - kept.square()) / math.sqrt(max(1, moments.count)))
 

@@ -22,6 +22,6 @@ def best_order(likeness: Tensor) -> Tensor:
         int64 (units,): the second's unit for each unit of the first, so that the sum of likenesses is largest.
     """
     table = torch.nan_to_num(likeness.cpu(), nan=0.0, posinf=0.0, neginf=0.0)
-    stay = _STAY * float(table.abs().max()) * torch.eye(len(table), dtype=table.dtype)
-    _, order = linear_sum_assignment((table + stay).numpy(), maximize=True)
+    table.diagonal().add_(_STAY * max(map(abs, map(float, table.aminmax()))))
+    _, order = linear_sum_assignment(table.numpy(), maximize=True)
     return torch.from_numpy(order).to(torch.int64)

@@ -54,23 +54,25 @@ class Moments:
         Source: Kornblith et al. 2019, arXiv:1905.00414, linear centred kernel alignment in its feature form.
         """
         units, features = self.first.shape
-        mean = self.first.flatten()[:, None] * self.second.flatten() / self.count
-        products = (self.products - mean).reshape(units, features, units, features)
-        first = _spread(self.first_squares, self.first, self.count)
-        second = _spread(self.second_squares, self.second, self.count)
-        scale = first.norm(dim=(1, 2))[:, None] * second.norm(dim=(1, 2))
-        if features == 1:
-            return _quotient(products[:, 0, :, 0], scale.sqrt())
-        return _quotient(products.square().sum(dim=(1, 3)), scale)
+        count = max(1, self.count)
+        products = torch.addr(self.products, self.first.flatten(), self.second.flatten(), alpha=-1 / count)
+        first = _spread(self.first_squares, self.first, count)
+        second = _spread(self.second_squares, self.second, count)
+        if features > 1:
+            blocks = products.square_().reshape(units, features, units, features)
+            products, first, second = blocks.sum(dim=(1, 3)), first.square(), second.square()
+        return products.mul_(_inverse(first)[:, None]).mul_(_inverse(second))
 
 
 def _spread(squares: Tensor, sums: Tensor, count: int) -> Tensor:
-    """Centred sums of squares (R, F, F); none where they are but rounding."""
+    """√‖Σ (x − x̄)(x − x̄)ᵀ‖ of each unit, (R,); 0 where it is but rounding."""
     centred = squares - sums[:, :, None] * sums[:, None, :] / count
     total = squares.diagonal(dim1=1, dim2=2).sum(1)
     varies = centred.diagonal(dim1=1, dim2=2).sum(1) > _CONSTANT * total
-    return centred * varies[:, None, None]
+    size: Tensor = centred.norm(dim=(1, 2)).sqrt()
+    return size * varies
 
 
-def _quotient(numbers: Tensor, scale: Tensor) -> Tensor:
-    return torch.where(scale > 0, numbers / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
+def _inverse(spread: Tensor) -> Tensor:
+    """1 / x, and 0 of 0."""
+    return torch.where(spread > 0, 1 / spread, 0.0)

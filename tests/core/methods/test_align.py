@@ -157,6 +157,20 @@ def test_silent_and_doubled_units_and_a_single_example_do_no_harm(match: str, dt
     assert equal(aligned([modules[0], modules[0]], points(1, 1), match=match)[0], modules[0])
 
 
+def test_what_overflows_is_like_nothing_and_the_rest_is_matched_all_the_same() -> None:
+    module, data = wide(1), points(1, 60)
+    copied = shuffled(module, symmetry_of(module, data[0]), 1)
+    modules = [module, copied]
+    with torch.no_grad():
+        for each in modules:
+            each.get_submodule("4").weight.fill_(3e38)  # only the output overflows
+    assert equal(aligned(modules, data)[0], module)
+    with torch.no_grad():
+        copied.get_submodule("0").weight.fill_(3e38)
+    _, rows = aligned(modules, data)
+    assert len(rows) == 3
+
+
 class Fickle(nn.Module):
     """Treats its units alike as long as its weights are small."""
 
