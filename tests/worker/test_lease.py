@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from threading import Event as Flag
@@ -27,6 +28,7 @@ from cogram_core.trace import Decision
 from tests.services import PostgreSQL
 from tests.worker.conftest import rig_on
 from tests.worker.rig import Rig
+from worker.fusing import run
 from worker.keeper import Holder
 from worker.lease import Job, Ledger, Store
 
@@ -104,6 +106,18 @@ def test_a_worker_without_the_device_that_an_attempt_was_begun_on_refuses_it(rig
     error = rig.row(fusion_id).error
     assert error is not None
     assert error["errors"][0]["code"] == "recipe.no_such_device"
+
+
+def test_fusions_share_what_they_find_out_about_checkpoints_unless_the_operator_says_otherwise(rig: Rig) -> None:
+    recipe = {**rig.recipe(), "stages": [{"method": "fisher"}]}
+    without = replace(rig, settings=rig.settings.model_copy(update={"cache_bytes": 0}))
+    models = []
+    for place, kept in ((without, 0), (rig, 2), (rig, 2)):
+        fusion_id = rig.submit(recipe)
+        run(_ledger(place), fusion_id)
+        models.append(rig.model(fusion_id))
+        assert len(list(rig.settings.cache_dir.glob("*.safetensors"))) == kept
+    assert len(set(models)) == 1
 
 
 def test_inputs_are_laid_out_as_links_to_blobs(rig: Rig) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -36,3 +37,15 @@ def test_a_source_without_data_of_its_own_uses_the_evaluation_data(tmp_path: Pat
         source["data"] = str(tmp_path / "evaluation.safetensors")
     fuse(document, tmp_path / "out2")
     assert all(torch.equal(t, read_output(tmp_path / "out2")[n]) for n, t in read_output(tmp_path / "out").items())
+
+
+def test_float16_sources_are_merged_as_the_numbers_that_they_hold(tmp_path: Path) -> None:
+    modules = [mlp(1), mlp(2)]
+    for folder, dtype in (("half", torch.float16), ("single", None)):
+        held = modules if dtype is not None else [copy.deepcopy(module).half().float() for module in modules]
+        document = recipe_document(
+            tmp_path / folder, held, ["fisher"], evaluation=points(11, 10), dtype=dtype, guard="off"
+        )
+        fuse(document, tmp_path / f"{folder}-out")
+    half, single = read_output(tmp_path / "half-out"), read_output(tmp_path / "single-out")
+    assert all(torch.equal(half[name], tensor.half()) for name, tensor in single.items())
