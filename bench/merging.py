@@ -1,4 +1,4 @@
-"""Data-driven merging: test accuracy of average, Fisher, RegMean, Chain of Merges, alignment and `method: auto`.
+"""Data-driven merging: test accuracy of average, Fisher, RegMean, Chain of Merges, alignment, further methods and `auto`.
 
 `python -m bench.merging` prints Markdown tables with paired differences and whether what is promised holds, and ends with an
 error if it doesn't. Two tasks:
@@ -44,7 +44,10 @@ FOUR: Mapping[str, Sequence[Any]] = {
     "RegMean++": [{"method": "regmean", "prefix": "merged"}],
     "Chain of Merges": ["chain_of_merges"],
     "Chain of Merges, propagated target": [{"method": "chain_of_merges", "target": "propagated"}],
+    "plain average, repair": ["linear", "repair"],
+    "preserve_first": ["preserve_first"],
 }
+FROM_BASE: Mapping[str, Sequence[Any]] = {"OPCM": ["opcm"], "AdaMerging": ["adamerging"]}
 TWO: Mapping[str, Sequence[Any]] = {
     "plain average": ["linear"],
     "Fisher": ["fisher"],
@@ -63,6 +66,7 @@ TWENTY_CLASSES = ("iid-same", "skewed-same", "iid-different", "skewed-different"
 class Experts:
     """Networks that come from one base, each with examples of its own task, and the tests of all tasks."""
 
+    base: nn.Sequential
     networks: tuple[nn.Sequential, ...]
     own: tuple[Examples, ...]
     tests: tuple[Examples, ...]
@@ -85,7 +89,7 @@ def experts(seed: int) -> Experts:
         own.append((seen[own_places], targets[own_places]))
         tests.append((seen[test_places], targets[test_places]))
         networks.append(_train(copy.deepcopy(base), own[-1], 5, random))
-    return Experts(tuple(networks), tuple(own), tuple(tests))
+    return Experts(base, tuple(networks), tuple(own), tuple(tests))
 
 
 def _train(network: nn.Sequential, share: Examples, epochs: int, random: torch.Generator) -> nn.Sequential:
@@ -102,9 +106,12 @@ def four_tasks(seed: int) -> dict[str, tuple[float, float]]:
     """Mean test accuracy over the four tasks, in %, and seconds, by the name of the way."""
     given = experts(seed)
     found = {"experts, each on its own": (_mean(map(accuracy, given.networks, given.tests)), 0.0)}
-    for name, stages in FOUR.items():
+    for name, stages in {**FOUR, **FROM_BASE}.items():
         start = time.perf_counter()
-        fused = fuse_modules(given.networks, stages=stages, source_data=given.own, guard="off", threads=1).module
+        base = given.base if name in FROM_BASE else None
+        fused = fuse_modules(
+            given.networks, stages=stages, base=base, source_data=given.own, guard="off", threads=1
+        ).module
         seconds = time.perf_counter() - start
         found[name] = _mean(accuracy(fused, test) for test in given.tests), seconds
     return found

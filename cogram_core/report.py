@@ -87,6 +87,7 @@ def build_report(
     chosen: Sequence[StageChoice],
     verdict: Mapping[str, Any],
     sources: Sequence[Mapping[str, Any]],
+    base: str | None,
     summary: Summary,
     differing_integers: Sequence[str],
     seconds: float,
@@ -94,7 +95,7 @@ def build_report(
     ignored_journals: Sequence[str],
     device: torch.device,
 ) -> dict[str, Any]:
-    """The report as plain data.
+    """The report as plain data; ``base`` is the base's digest, where there is one.
 
     ``chosen`` has the stages that the recipe left open, ``recipe`` being the resolved one.
     ``resumed_after`` is how many decisions were taken over from an earlier, killed run, 0 where there was none; ``seconds``
@@ -106,6 +107,7 @@ def build_report(
         "recipe": recipe.to_document(),
         "chosen": [{"method": one.method, "parameters": dict(one.parameters), "why": one.why} for one in chosen],
         "sources": [dict(source) for source in sources],
+        "base": base,
         "decisions": summary.totals(),
         "layers": summary.to_document(),
         "integer_tensors": {"policy": "first", "differing": list(differing_integers)},

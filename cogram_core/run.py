@@ -117,11 +117,12 @@ class Run:
             {"name": source.name, "weight": source.weight, "sha256": digest}
             for source, digest in zip(known, digests, strict=True)
         ]
+        base = self._base_digest()
         metadata = {
             "version": VERSION,
             "recipe": self._recipe.to_document(),
             "sources": sources,
-            "base": self._base_digest(),
+            "base": base,
             "written": outcome.written.to_document(),
             "verdict": outcome.verdict,
         }
@@ -131,6 +132,7 @@ class Run:
             chosen=self._inputs.chosen,
             verdict=outcome.verdict,
             sources=sources,
+            base=base,
             summary=self._summary,
             differing_integers=differing_integers(self._inputs.sources),
             seconds=time.monotonic() - self._started,

@@ -122,7 +122,7 @@ class Draft:
     def _data_problems(self) -> Iterable[Problem]:
         own = [isinstance(source, Mapping) and source.get("data") is not None for source in self.sources]
         for place, entry in enumerate(self.entries):
-            if entry is None or not entry.needs_data or self.evaluation or (entry.kind != "refining" and all(own)):
+            if entry is None or not entry.needs_data or self.evaluation or (entry.name != "cogram" and all(own)):
                 continue
             if entry.kind == "training" and place > 0:
                 continue

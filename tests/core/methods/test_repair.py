@@ -186,6 +186,13 @@ class Reader(nn.Module):
         return torch.as_tensor(self.head(kept))
 
 
+def test_where_every_source_has_data_of_its_own_there_need_be_no_other() -> None:
+    modules: list[nn.Module] = [mlp(1), mlp(2)]
+    own = [points(3, 30), points(4, 30)]
+    alone, beside = fused(modules, {}, own).module, fused(modules, {"evaluation": points(5, 30)}, own).module
+    assert all(torch.equal(tensor, beside.state_dict()[name]) for name, tensor in alone.state_dict().items())
+
+
 def test_padding_changes_nothing() -> None:
     modules: list[nn.Module] = [initialise(Reader(), seed, 0.8) for seed in (1, 2)]
     ids = torch.randint(0, 7, (30, 5), generator=torch.Generator().manual_seed(1))

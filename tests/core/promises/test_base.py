@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_in_memory_it_is_the_same(finished: Fused) -> None:
 def test_the_trace_names_the_base_and_replays_with_it(finished: Fused, tmp_path: Path) -> None:
     with CheckpointReader.open(finished.base) as reader:
         assert Trace(finished.trace).metadata["base"] == reader.digest().combined
+        assert json.loads((finished.out / "report.json").read_text())["base"] == reader.digest().combined
     replay(finished.sources, finished.trace, tmp_path / "again", base=finished.base)
     assert checkpoint_bytes(tmp_path / "again") == checkpoint_bytes(finished.out)
 
