@@ -62,7 +62,6 @@ class InBatches:
             rules: dict[Key, CallRule] = {}
             found = directions(kind, part.loss, batch.outputs.detach(), part.targets, keys)
             while drawn := list(islice(found, at_once)):
-                stop_point()
                 for name, value in self._squares(batch, drawn, rules).items():
                     total[name] += value
         return {name: value for name, value in total.items() if name not in self._unfit}
@@ -87,11 +86,13 @@ class InBatches:
         idle = {name: self._leaves[name] for name in self._idle}
         pulled = []
         for direction in drawn:
+            stop_point()
             gradients, reached = batch.gradients(direction, idle)
             pulled.append(gradients)
             self._unfit |= reached.keys()
         found: dict[str, list[Addend]] = {}
         for key in pulled[0]:
+            stop_point()
             call = batch.seen[key]
             given = self._addends(key, call, [gradients[key] for gradients in pulled], rules)
             if given is None:
