@@ -323,6 +323,8 @@ def _merged_tensor(
         raise ValueError(f"{decision.method} needs its shares in the trace")
     if method.needs_base:
         assert base is not None  # the recipe's rules see to it
+        if not all(map(math.isfinite, decision.shares)):
+            raise ValueError(f"its coefficients {list(decision.shares)} are not numbers")
         return add_task_vectors(base.read(decision.layer), values, decision.shares)
     _check_unit(decision, decision.shares, 1.0)
     return mix(values, decision.shares)

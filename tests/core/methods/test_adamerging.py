@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cogram_core import fuse, fuse_modules, replay
-from cogram_core.errors import InvalidInput
+from cogram_core.errors import InvalidInput, ReplayError
 from cogram_core.methods.adamerging import entropies
 from cogram_core.modules import FusedModule
 from cogram_core.seeding import generator
 from tests.core.factories import checkpoint_bytes, conv_net, mlp, points, recipe_document, save_checkpoint, specialists
 from tests.core.methods.families import moved
+from tests.core.promises.test_replay_refusals import column
 
 QUICK = {"method": "adamerging", "steps": 3}
 
@@ -185,6 +187,28 @@ def test_data_that_asks_for_values_is_refused(own: bool) -> None:
     (problem,) = caught.value.problems
     assert problem.code == "dataset.no_entropy"
     assert problem.location == ("sources.data" if own else "stages[0]")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: column(table, "shares", lambda shares: [*shares[:-1], float("nan")]),
+        lambda table: column(table, "shares", lambda shares: shares[:1]),
+        lambda table: column(table, "shares", lambda _: None),
+        lambda table: column(table, "step", lambda _: 1.0),
+    ],
+    ids=["nan", "short", "missing", "step"],
+)
+def test_a_trace_whose_coefficients_are_damaged_is_refused(change: Any, tmp_path: Path) -> None:
+    base = save_checkpoint(tmp_path / "base", mlp(3))
+    data = {"evaluation": points(7, 8), "guard": "off"}
+    document = recipe_document(tmp_path / "in", specialists(3), [QUICK], base=str(base), **data)
+    trace = fuse(document, tmp_path / "out").output / "trace.parquet"
+    pq.write_table(change(pq.read_table(trace)), tmp_path / "changed.parquet")
+    sources = [source["checkpoint"] for source in document["sources"]]
+    with pytest.raises(ReplayError) as caught:
+        replay(sources, tmp_path / "changed.parquet", tmp_path / "again", base=base)
+    assert [problem.code for problem in caught.value.problems] == ["replay.damaged"]
 
 
 def test_it_replays_and_a_killed_run_is_gone_on_from(tmp_path: Path) -> None:
