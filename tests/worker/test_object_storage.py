@@ -23,22 +23,13 @@ from tests.worker.slow_line import slow_line
 
 
 @pytest.fixture
-def storage(object_server: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> Iterator[services.ObjectStorage]:
-    """A server of the test's own."""
-    with services.object_storage() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
-@pytest.fixture
-def rig(sqlite_url: str, broker_url: str, tmp_path: Path, storage: services.ObjectStorage) -> Iterator[Rig]:
+def rig(sqlite_url: str, broker_url: str, tmp_path: Path, mortal: services.ObjectStorage) -> Iterator[Rig]:
     settings = Settings(
         data_dir=tmp_path / "data",
         database_url=sqlite_url,
         broker_url=broker_url,
         republish_seconds=1.0,
-        blob_url=storage.prefix(),
+        blob_url=mortal.prefix(),
         blob_patience_seconds=0.5,
     )
     rig = Rig(settings, Database(settings.resolved_database_url), tmp_path)
@@ -47,7 +38,7 @@ def rig(sqlite_url: str, broker_url: str, tmp_path: Path, storage: services.Obje
 
 
 def test_a_storage_that_dies_while_a_job_runs_costs_an_attempt_and_no_result(
-    rig: Rig, storage: services.ObjectStorage, undisturbed: str
+    rig: Rig, mortal: services.ObjectStorage, undisturbed: str
 ) -> None:
     recipe = rig.recipe(**LONG)
     shutil.rmtree(rig.settings.blob_cache_dir)  # the worker is another machine
@@ -59,11 +50,11 @@ def test_a_storage_that_dies_while_a_job_runs_costs_an_attempt_and_no_result(
     collector = Collector(rig.database, rig.blobs.storage, timedelta())
     assert collector.collect() == 0  # what a job uses is used
 
-    storage.kill()
+    mortal.kill()
     rig.until(lambda: bool(rig.events(fusion_id, EventType.REQUEUED)))
     assert "storage of blobs" in rig.events(fusion_id, EventType.REQUEUED)[0].data["seen"]
     assert rig.row(fusion_id).losses == 0
-    storage.start()
+    mortal.start()
 
     fusion = rig.ended(fusion_id, 120)
     assert fusion.state is FusionState.SUCCEEDED, fusion.error
@@ -76,13 +67,13 @@ def test_a_storage_that_dies_while_a_job_runs_costs_an_attempt_and_no_result(
 
 
 def test_an_input_that_takes_longer_than_a_stall_to_come_is_waited_for_as_long_as_it_comes(
-    rig: Rig, storage: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, mortal: services.ObjectStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig.settings = rig.settings.model_copy(update={"stall_seconds": 5.0})
     large = rig.checkpoint({"0.weight": torch.rand(1024, 10 * 1024)})  # 40 MiB
     sources = [{"name": name, "checkpoint": large} for name in "ab"]
     shutil.rmtree(rig.settings.blob_cache_dir)
-    server = urlsplit(storage.environment["AWS_ENDPOINT_URL"])
+    server = urlsplit(mortal.environment["AWS_ENDPOINT_URL"])
     assert server.port is not None
     with slow_line(server.port, 4 * 2**20) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")

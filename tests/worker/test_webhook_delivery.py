@@ -24,11 +24,11 @@ from app.store import deliveries, jobs
 from app.store.clock import database_now
 from app.store.database import Database
 from app.store.deliveries import Claim, Miss
-from app.store.ids import new_webhook_id
 from app.store.models import Delivery, Webhook
 from app.store.ownership import LOCAL
 from tests.nursery import Forked
 from tests.receivers import Receiver, receiver
+from tests.store.delivering import delivery_row, new_ping, new_webhook
 from tests.worker.rig import ROOT, Rig
 from worker.webhooks.courier import Courier
 from worker.webhooks.publishing import Deliveries
@@ -46,29 +46,9 @@ def receiving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         yield started
 
 
-def _webhook(database: Database, url: str) -> str:
-    every = [event.value for event in deliveries.WebhookEvent]
-    webhook = Webhook(
-        id=new_webhook_id(), tenant=LOCAL.tenant, owner=LOCAL.account, url=url, secret=SECRET, events=every
-    )
-    with database.transaction() as session:
-        session.add(webhook)
-    return webhook.id
-
-
-def _ping(database: Database, webhook_id: str) -> str:
-    with database.transaction() as session:
-        return deliveries.ping(session, session.get_one(Webhook, webhook_id)).id
-
-
-def _row(rig: Rig, delivery_id: str) -> Delivery:
-    with rig.database.reading() as session:
-        return session.get_one(Delivery, delivery_id)
-
-
 def _ends(rig: Rig, delivery_id: str, state: str = "delivered") -> Delivery:
-    rig.until(lambda: _row(rig, delivery_id).state == state)
-    return _row(rig, delivery_id)
+    rig.until(lambda: delivery_row(rig.database, delivery_id).state == state)
+    return delivery_row(rig.database, delivery_id)
 
 
 def _fusion_that_fails(database: Database) -> str:
@@ -93,7 +73,7 @@ def test_events_come_to_the_receiver_signed_tried_again_and_again_when_asked(
     each_rig: Rig, receiving: Receiver
 ) -> None:
     rig, database = each_rig, each_rig.database
-    webhook = _webhook(database, receiving.url)
+    webhook = new_webhook(database, url=receiving.url, secret=SECRET)
     receiving.statuses = [500, 204]
     fusion_id = _fusion_that_fails(database)
     rig.dispatcher()
@@ -110,7 +90,7 @@ def test_events_come_to_the_receiver_signed_tried_again_and_again_when_asked(
     assert (again.id, again.body) == (messages[0].id, messages[0].body)
     assert _ends(rig, again.id).attempts == 3
     receiving.statuses = [410]
-    assert _ends(rig, _ping(database, webhook), "failed").last_status == 410
+    assert _ends(rig, new_ping(database, webhook), "failed").last_status == 410
     with database.reading() as session:
         assert session.get_one(Webhook, webhook).disabled_reason == "gone"
 
@@ -126,19 +106,20 @@ def test_a_worker_killed_between_sending_and_recording_sends_the_same_message_ag
         handler.end_headers()
 
     receiving.answer = hold
-    delivery_id = _ping(rig.database, _webhook(rig.database, receiving.url))
+    delivery_id = new_ping(rig.database, new_webhook(rig.database, url=receiving.url, secret=SECRET))
     rig.dispatcher()
     worker = rig.worker("io")
     receiving.wait(1)
     _killed(worker)
     answered.set()
     receiving.answer = None
-    assert _row(rig, delivery_id).state == "sending"
+    assert delivery_row(rig.database, delivery_id).state == "sending"
     rig.worker("io")
     with rig.database.transaction() as session:  # what would take a minute: the dead worker's claim runs out
         session.execute(update(Delivery).values(due_at=database_now(session) - timedelta(seconds=1)))
     first, second = receiving.wait(2)
-    assert (second.id, second.body) == (first.id, first.body) == (delivery_id, _row(rig, delivery_id).body.encode())
+    sent = delivery_id, delivery_row(rig.database, delivery_id).body.encode()
+    assert (second.id, second.body) == (first.id, first.body) == sent
     assert second.verified(SECRET)["type"] == "webhook.ping"
     assert _ends(rig, delivery_id).attempts == 2
 
@@ -148,8 +129,8 @@ def test_a_message_that_got_lost_is_published_again_and_one_that_waits_long_is_n
 ) -> None:
     rig = each_rig
     publishing = Deliveries(rig.database, celery, rig.settings.model_copy(update={"republish_seconds": 0.01}))
-    webhook = _webhook(rig.database, "https://example.com/")
-    first, second = _ping(rig.database, webhook), _ping(rig.database, webhook)
+    webhook = new_webhook(rig.database)
+    first, second = new_ping(rig.database, webhook), new_ping(rig.database, webhook)
     assert (publishing.publish_due(), publishing.publish_due()) == (2, 0)
     time.sleep(0.05)
     assert [publishing.publish_lost() for _ in range(3)] == [0, 0, 0]
@@ -164,7 +145,7 @@ def test_a_message_that_got_lost_is_published_again_and_one_that_waits_long_is_n
 
 def test_a_message_delivered_twice_by_the_queue_is_sent_once(each_rig: Rig, receiving: Receiver) -> None:
     settings = each_rig.settings.model_copy(update={"webhook_allow_private": True})
-    delivery_id = _ping(each_rig.database, _webhook(each_rig.database, receiving.url))
+    delivery_id = new_ping(each_rig.database, new_webhook(each_rig.database, url=receiving.url, secret=SECRET))
     courier = Courier(each_rig.database, settings, Sender(settings))
     threads = [threading.Thread(target=courier.deliver, args=[delivery_id]) for _ in range(4)]
     for thread in threads:
@@ -174,12 +155,12 @@ def test_a_message_delivered_twice_by_the_queue_is_sent_once(each_rig: Rig, rece
     courier.deliver(delivery_id)
     courier.deliver("msg_" + "0" * 26)
     assert [message.id for message in receiving.messages] == [delivery_id]
-    assert _row(each_rig, delivery_id).state == "delivered"
+    assert delivery_row(each_rig.database, delivery_id).state == "delivered"
 
 
 def test_a_webhook_removed_while_its_message_is_sent_harms_nothing(rig: Rig, receiving: Receiver) -> None:
     settings = rig.settings.model_copy(update={"webhook_allow_private": True})
-    delivery_id = _ping(rig.database, _webhook(rig.database, receiving.url))
+    delivery_id = new_ping(rig.database, new_webhook(rig.database, url=receiving.url, secret=SECRET))
 
     class Removing(Sender):
         def send(self, message: Claim) -> int | Miss:
@@ -192,7 +173,7 @@ def test_a_webhook_removed_while_its_message_is_sent_harms_nothing(rig: Rig, rec
     for statuses in ([204], [500]):
         receiving.statuses = statuses
         Courier(rig.database, settings, Removing(settings)).deliver(delivery_id)
-        delivery_id = _ping(rig.database, _webhook(rig.database, receiving.url))
+        delivery_id = new_ping(rig.database, new_webhook(rig.database, url=receiving.url, secret=SECRET))
     assert len(receiving.messages) == 2
     with rig.database.reading() as session:
         assert [*session.scalars(select(Delivery.id))] == [delivery_id]
