@@ -11,6 +11,8 @@ BENCHMARKS = (
     "bench.transformer",
     "bench.weights",
     "bench.fisher",
+    "bench.merging",
+    "bench.language",
     "bench.memory",
     "bench.service_start",
     "bench.jobs",
