@@ -7,7 +7,7 @@ scales and shifts of features, where each feature is a group. A bias is the row 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -32,17 +32,17 @@ class Design(Protocol):
 
     @property
     def constant(self) -> bool:
-        """Whether the last column of X is of ones."""
+        """Whether a column of ones stands behind X, and the biases in the last row of W."""
         ...
 
     def equations(
-        self, given: Tensor, output: Tensor | None, mask: Tensor | None, /
+        self, given: Tensor, outputs: Sequence[Tensor], mask: Tensor | None, /
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """X of a call and the rows of an output, less its offset, in pieces; no rows where no output is given.
+        """X of a call, without the column of ones, and the rows of outputs side by side, in pieces.
 
         Args:
             given: what the call is given, (N, ...).
-            output: of the shape of what it gives.
+            outputs: each of the shape of what it gives, less the offset; of all modules that share the X. May be empty.
             mask: bool (N, T), which places of token data count; None: all. It is looked at where there is a row for each.
         """
         ...
@@ -73,11 +73,10 @@ class LinearDesign:
         return "linear", self.constant
 
     def equations(
-        self, given: Tensor, output: Tensor | None, mask: Tensor | None, /
+        self, given: Tensor, outputs: Sequence[Tensor], mask: Tensor | None, /
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See ``Design.equations``."""
-        outputs = None if output is None else _kept(output, mask)[None]
-        yield _with_ones(_kept(given, mask)[None], self.constant), outputs
+        yield _kept(given, mask)[None], _beside([_kept(output, mask)[None] for output in outputs])
 
     def offset(self, _given: Tensor, /) -> float:
         """See ``Design.offset``."""
@@ -112,7 +111,7 @@ class ConvolutionDesign:
         return "convolution", self.constant, module.groups, *geometry
 
     def equations(
-        self, given: Tensor, output: Tensor | None, _mask: Tensor | None, /
+        self, given: Tensor, outputs: Sequence[Tensor], _mask: Tensor | None, /
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See ``Design.equations``."""
         module = self._module
@@ -129,7 +128,7 @@ class ConvolutionDesign:
             kernel = list(range(3 + self._dims, 3 + 2 * self._dims))
             moved = grouped.permute(1, 0, *places, 2, *kernel)  # (g, N, *places, C/g, *kernel)
             rows = moved.flatten(2 + self._dims).flatten(1, 1 + self._dims)
-            yield _with_ones(rows, self.constant), None if output is None else self._outputs(output[first:last])
+            yield rows, _beside([self._outputs(output[first:last]) for output in outputs])
 
     def _pieces(self, given: Tensor, padding: list[int]) -> Iterator[tuple[int, int]]:
         each = math.prod(size + sum(padding[-2 * place - 2 :][:2]) for place, size in enumerate(given.shape[2:]))
@@ -180,13 +179,12 @@ class FeatureDesign:
         return "features", id(self)
 
     def equations(
-        self, given: Tensor, output: Tensor | None, mask: Tensor | None, /
+        self, given: Tensor, outputs: Sequence[Tensor], mask: Tensor | None, /
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See ``Design.equations``."""
         nothing = self._run(given, None)
         columns = [_features(self._run(given, name) - nothing, self._axis, mask) for name in self._names]
-        rows = torch.stack(columns, -1)  # (d, rows, p)
-        yield rows, None if output is None else _features(output, self._axis, mask)[:, :, None]
+        yield torch.stack(columns, -1), _beside([_features(output, self._axis, mask)[:, :, None] for output in outputs])
 
     def _run(self, given: Tensor, ones: str | None) -> Tensor:
         """The output with all tensors zero, but for one of ones."""
@@ -235,12 +233,11 @@ class NormalisedDesign:
         return "normalised", id(self)
 
     def equations(
-        self, given: Tensor, output: Tensor | None, _mask: Tensor | None, /
+        self, given: Tensor, outputs: Sequence[Tensor], _mask: Tensor | None, /
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See ``Design.equations``."""
         found = (_features(given, 1, None) - self._mean[:, None]) / self._deviation[:, None]  # (d, rows)
-        rows = torch.stack([found, torch.ones_like(found)], -1)
-        yield rows, None if output is None else _features(output, 1, None)[:, :, None]
+        yield found[:, :, None], _beside([_features(output, 1, None)[:, :, None] for output in outputs])
 
     def offset(self, _given: Tensor, /) -> float:
         """See ``Design.offset``."""
@@ -285,8 +282,11 @@ def fits(design: Design, values: Values, given: Tensor, output: object) -> bool:
         return False
     try:
         matrix = design.matrix(values)
-        pieces = design.equations(given, output - design.offset(given), None)
-        return all(_close(rows @ matrix, wanted) for rows, wanted in pieces)
+        for rows, wanted in design.equations(given, [output - design.offset(given)], None):
+            found = rows @ matrix[:, :-1] + matrix[:, -1:] if design.constant else rows @ matrix
+            if not _close(found, wanted):
+                return False
+        return True
     except (RuntimeError, IndexError, ValueError, TypeError):
         return False
 
@@ -314,5 +314,6 @@ def _features(tensor: Tensor, axis: int, mask: Tensor | None) -> Tensor:
     return (_kept(moved, mask) if axis == -1 else moved.reshape(-1, moved.shape[-1])).t()
 
 
-def _with_ones(rows: Tensor, bias: bool) -> Tensor:
-    return torch.cat([rows, torch.ones_like(rows[:, :, :1])], 2) if bias else rows
+def _beside(outputs: Sequence[Tensor]) -> Tensor | None:
+    """Outputs (g, rows, o) side by side; None where there are none."""
+    return torch.cat(list(outputs), 2) if len(outputs) > 1 else next(iter(outputs), None)

@@ -16,34 +16,41 @@ class Sums:
     """Of rows X (g, R, f) and T (g, R, o) so far: XᵀX, XᵀT, the sum of T², all float64, and how many rows there were.
 
     T is what a source gave beyond what its layer gives to X; ``cross`` is None where it isn't asked for, and then zero.
+    ``constant``: the last of the f columns is of ones, and not brought along.
     """
 
     gram: Tensor
     cross: Tensor | None
+    constant: bool
     square: float = 0.0
     rows: int = 0
 
     @classmethod
-    def zero(cls, groups: int, features: int, outputs: int | None, device: torch.device) -> Sums:
-        """Of no rows; ``outputs`` is None where there is no T."""
-        gram = torch.zeros(groups, features, features, dtype=torch.float64, device=device)
-        if outputs is None:
-            return cls(gram, None)
-        return cls(gram, torch.zeros(groups, features, outputs, dtype=torch.float64, device=device))
+    def zero(cls, matrix: Tensor, constant: bool, crossed: bool) -> Sums:
+        """Of no rows, for a W like ``matrix``, (g, f, o)."""
+        groups, features, _ = matrix.shape
+        gram = torch.zeros(groups, features, features, dtype=torch.float64, device=matrix.device)
+        return cls(gram, torch.zeros_like(matrix, dtype=torch.float64) if crossed else None, constant)
 
     def add(self, rows: Tensor, beyond: Tensor | None) -> None:
-        """Takes more rows, (g, R, f), and T, (g, R, o), if it is known.
+        """Takes more rows, (g, R, f) without the column of ones, and T, (g, R, o), if it is known.
 
         Products are of the rows' dtype. With float32 each sum over a batch is off by about 1e-7 of what the rows'
         lengths allow, far below the ridge that is added before anything is solved.
         """
-        flipped = rows.transpose(1, 2)
-        for first in range(0, rows.shape[2], _BLOCK):
-            last = min(first + _BLOCK, rows.shape[2])
-            self.gram[:, first:last, first:] += flipped[:, first:last] @ rows[:, :, first:]
+        flipped, features = rows.transpose(1, 2), rows.shape[2]
+        for first in range(0, features, _BLOCK):
+            last = min(first + _BLOCK, features)
+            self.gram[:, first:last, first:features] += flipped[:, first:last] @ rows[:, :, first:]
+        ones = torch.ones_like(rows[:1, :, :1])
+        if self.constant:
+            self.gram[:, :features, features:] += flipped @ ones
+            self.gram[:, features, features] += rows.shape[1]
         if beyond is not None and self.cross is not None:
-            self.cross += flipped @ beyond
-            self.square += float(beyond.double().square().sum())
+            self.cross[:, :features] += flipped @ beyond
+            if self.constant:
+                self.cross[:, features:] += ones.transpose(1, 2) @ beyond
+            self.square += float(torch.linalg.vector_norm(beyond)) ** 2
         self.rows += rows.shape[1]
 
     def finish(self) -> None:

@@ -166,9 +166,7 @@ class _Walk:
             own = [design.matrix(given).double() for design, given in zip(designs, values, strict=True)]
             matrices.append(torch.cat(own, 2))
             sizes = [matrix.shape[2] for matrix in own]
-        groups, features, outputs = matrices[0].shape
-        wanted = outputs if self._original else None
-        sums = [Sums.zero(groups, features, wanted, self._network.device) for _ in self._tasks]
+        sums = [Sums.zero(matrix, designs[0].constant, self._original) for matrix in matrices]
         return _Open(designs, matrices, sizes, sums)
 
     def _add(self, site: Site, known: _Open, begin: int) -> None:
@@ -177,12 +175,11 @@ class _Walk:
             with self._layer_of(task, site):
                 for number, given, mask in self._arrived(task, begin):
                     beyond = [self._beyond(task, number, member, given) for member in site.members]
-                    both = zip(known.designs, beyond, strict=True)
-                    pieces = [design.equations(given, output, mask) for design, output in both]
-                    known.unlike |= self._original and any(output is None for output in beyond)
-                    for parts in zip(*pieces, strict=True):
-                        wanted = [part[1] for part in parts if part[1] is not None]
-                        sums.add(parts[0][0], torch.cat(wanted, 2) if len(wanted) == len(parts) else None)
+                    alike = [output for output in beyond if output is not None]
+                    known.unlike |= self._original and len(alike) < len(beyond)
+                    wanted = alike if len(alike) == len(beyond) else []
+                    for rows, outputs in known.designs[0].equations(given, wanted, mask):
+                        sums.add(rows, outputs)
 
     def _layer_of(self, task: int, site: Site) -> AbstractContextManager[None]:
         """Puts a source's layer into the network, where it is to run on what arrives."""
