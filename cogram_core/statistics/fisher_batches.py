@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 
@@ -90,17 +91,21 @@ class InBatches:
             gradients, reached = batch.gradients(direction, idle)
             pulled.append(gradients)
             self._unfit |= reached.keys()
+        uses = Counter(name for key in pulled[0] for name in batch.seen[key].owner.tensors.values())
         found: dict[str, list[Addend]] = {}
-        for key in pulled[0]:
+        squares: dict[str, Tensor] = {}
+        for key in list(pulled[0]):
             stop_point()
             call = batch.seen[key]
-            given = self._addends(key, call, [gradients[key] for gradients in pulled], rules)
+            given = self._addends(key, call, [gradients.pop(key) for gradients in pulled], rules)
             if given is None:
                 self._unfit |= set(call.owner.tensors.values())
                 continue
             for name, addend in given.items():
                 found.setdefault(name, []).append(addend)
-        return {name: sum_of_squares(parts, len(drawn[0])) for name, parts in found.items() if name not in self._unfit}
+                if len(found[name]) == uses[name]:  # then and not at the end: gradients of a call take memory
+                    squares[name] = sum_of_squares(found.pop(name), len(drawn[0]))
+        return {name: value for name, value in squares.items() if name not in self._unfit}
 
     def _addends(
         self, key: Key, call: Seen, arrived: list[list[Tensor]], rules: dict[Key, CallRule]
