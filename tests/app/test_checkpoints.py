@@ -34,6 +34,12 @@ def test_a_checkpoint_is_made_of_an_uploaded_file(service: Service) -> None:
     assert service.http.get(answer.headers["Location"]).json() == made
 
 
+def test_a_configuration_that_names_an_architecture_makes_a_transformers_checkpoint(service: Service) -> None:
+    service.upload("checkpoints", "bert", "model.safetensors", safetensors_file({"a.weight": floats((2, 3, 4))}))
+    service.upload("checkpoints", "bert", "config.json", json.dumps({"architectures": ["BertModel"]}).encode())
+    assert service.http.post("/v1/checkpoints", json={"name": "bert"}).json()["network_kind"] == "transformers"
+
+
 def test_a_checkpoint_of_shards_and_an_index_lists_all_its_tensors(service: Service) -> None:
     shards = {
         "model-00001-of-00002.safetensors": {"a.weight": floats((2, 3))},

@@ -35,6 +35,15 @@ def test_a_file_that_is_no_dataset_is_refused_by_the_name_that_the_caller_gave_i
     assert service.http.get("/v1/datasets").json()["items"] == []
 
 
+def test_texts_are_a_dataset_and_wrong_lines_are_told_under_the_callers_name(service: Service) -> None:
+    service.upload("datasets", "texts", "texts.jsonl", b'{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n')
+    made = service.http.post("/v1/datasets", json={"name": "texts"}).json()
+    assert (made["examples"], made["input_shape"], made["target_max"], made["loss"]) == (2, [0], 1, "cross_entropy")
+    service.upload("datasets", "broken", "broken.jsonl", b'{"text": "good"}\n{"label": 0}\n')
+    (error,) = service.http.post("/v1/datasets", json={"name": "broken"}).json()["errors"]
+    assert error["location"] == "broken.jsonl: line 2"
+
+
 def test_targets_that_are_none_are_told_with_the_remedy(service: Service) -> None:
     for targets, remedy in (
         (("BOOL", (4,), b"\0" * 4), "convert them to integers"),
