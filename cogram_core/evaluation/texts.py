@@ -110,6 +110,14 @@ def _problems(texts: Texts, mask: Tensor, tokens: Tokens, place: str) -> list[Pr
     if tokens.longest is not None and width > tokens.longest:
         message = f"have up to {width} places, the network has {tokens.longest}; cut them"
         found.append(Problem(place, "dataset.too_long", message))
+    if tokens.mark is not None:
+        counts = ((texts.ids == tokens.mark) & mask).sum(dim=1)
+        if int(counts.min()) != int(counts.max()) or int(counts.max()) == 0:
+            message = (
+                f"have the id {tokens.mark}, the end, {int(counts.min())} to {int(counts.max())} times; this network "
+            )
+            message += "takes texts that have it equally often, once at least"
+            found.append(Problem(place, "dataset.unequal_ends", message))
     if texts.types is not None and (texts.types.min() < 0 or texts.types.max() >= tokens.types):
         low, high = int(texts.types.min()), int(texts.types.max())
         message = f"reach from {low} to {high}, but the network has the types 0 to {tokens.types - 1}; correct them"

@@ -15,7 +15,7 @@ class Tokens:
     ``vocabulary`` says how many ids it knows, None where that can't be told; ``packed`` that it takes packed tokens (see
     ``packing``), ``masked`` that some of them may be padding, ``types`` how many token types it knows; ``aligned`` that it
     labels each place of a text by itself, and not the next one; ``paired`` that it reads one text and tells another;
-    ``longest`` how many places it has, None: any number.
+    ``longest`` how many places it has, None: any number; ``mark`` an id that all texts must have equally often.
     """
 
     vocabulary: int | None
@@ -25,6 +25,7 @@ class Tokens:
     aligned: bool = False
     paired: bool = False
     longest: int | None = None
+    mark: int | None = None
 
 
 def tokens_of(module: nn.Module, inputs: Tensor) -> Tokens | None:

@@ -258,6 +258,8 @@ def _tokens(module: Any, head: Head) -> Tokens | None:
         aligned=head == "aligned",
         paired=head == "paired",
         longest=_longest(config),
+        # Where the classifiers of encoder-decoders look; a batch with unequal numbers of it can't run.
+        mark=config.eos_token_id if head == "classes" and module.config.is_encoder_decoder else None,
     )
 
 

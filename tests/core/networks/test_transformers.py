@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cogram_core.checkpoints.header import read_checkpoint_header
-from cogram_core.errors import NetworkError
+from cogram_core.errors import DatasetError, NetworkError
 from cogram_core.evaluation.datasets import read_dataset
 from cogram_core.evaluation.losses import example_losses
 from cogram_core.networks.network import Network
@@ -220,6 +220,16 @@ def test_configurations_that_are_none_are_refused(tmp_path: Path, change: dict[s
     (path / "config.json").write_text(json.dumps(config | change))
     codes = set(refusal(path, "BertForSequenceClassification").values())
     assert codes <= {"network.invalid_configuration", "network.unexpected_tensor"}
+
+
+def test_a_classifier_that_looks_for_the_end_takes_texts_with_equally_many(tmp_path: Path) -> None:
+    path, data = saved(tmp_path, "t5 classifier"), FAMILIES["t5 classifier"].data(1)
+    opened(path, "t5 classifier", data)
+    last = data["attention_mask"].sum(dim=1) - 1
+    data["input_ids"][3, last[3]] = 7
+    with pytest.raises(DatasetError, match="have the id 2, the end, 0 to 1 times") as caught:
+        opened(path, "t5 classifier", data)
+    assert [problem.code for problem in caught.value.problems] == ["dataset.unequal_ends"]
 
 
 def test_a_decoders_classifier_needs_to_know_what_padding_is(tmp_path: Path) -> None:
