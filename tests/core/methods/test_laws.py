@@ -23,8 +23,8 @@ from tests.core.factories import conv_net, initialise, mlp, points, random, read
 methods = pytest.mark.parametrize("method", sorted(METHODS))
 # Training takes steps whatever the sources are.
 fusing = pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].kind != "training"))
-# Others take the sources one after the other, or the first of them for more than the rest.
-fair = pytest.mark.parametrize("method", sorted(METHODS.keys() - {"align", "opcm", "preserve_first"}))
+# Others take the sources one after the other, keep layers of the first, or put units in its order, as auto may choose to.
+fair = pytest.mark.parametrize("method", sorted(METHODS.keys() - {"align", "auto", "opcm", "preserve_first"}))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 builds = st.sampled_from([mlp, conv_net])
 QUICK = {"adamerging": {"steps": 3}}
