@@ -119,7 +119,7 @@ def experts(folder: Path, seed: int) -> dict[str, Tensor]:
         draw = random.Random(1000 + 10 * seed + place)
         held_out[kind] = windows(kept[kind]["held out"], HELD_OUT, draw)
         ids = windows(kept[kind]["own"], OWN, draw)
-        save_file({"input_ids": ids, "labels": ids}, folder / f"{kind}.safetensors")
+        save_file({"input_ids": ids, "labels": ids.clone()}, folder / f"{kind}.safetensors")
     return held_out
 
 
