@@ -28,7 +28,7 @@ def run(context: StageContext, params: Params) -> None:
     nearest number of layers, one at least. The shares are rounded to multiples of 2⁻¹⁶ and stand in the trace. Data is
     needed for nothing but the order of the layers: one input is run.
 
-    Source: Sharma, Roy & Dziugaite 2024, arXiv:2402.05966: errors of early layers are what grows with depth.
+    Source: Qu & Horvath 2024, arXiv:2402.05966: errors of early layers are what grows with depth.
     """
     if context.restore(len(context.network.names)) is None:
         _merge(context, params)
