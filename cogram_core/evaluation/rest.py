@@ -75,8 +75,9 @@ class Rest:
             return self._through_chain(self.chain, output)
         self._examples = examples
         forwards = self._forwards if output is None else {**self._forwards, self.cut.module: lambda *_, **__: output}
-        gathered = examples is not None and self._inputs_used
-        inputs = self._inputs.index_select(0, examples) if gathered and examples is not None else self._inputs
+        inputs = self._inputs
+        if examples is not None:
+            inputs = inputs.index_select(0, examples) if self._inputs_used else self._stretched(inputs, len(examples))
         self._seen.clear()
         before = self._versions()
         with replaced(self._modules, forwards), torch.no_grad():
@@ -232,7 +233,15 @@ class Rest:
         examples = self._examples
         if examples is not None and (self._used is None or key in self._used):
             return pytree.tree_map(lambda v: v.index_select(0, examples) if isinstance(v, Tensor) else v, value)
+        if examples is not None:
+            value = pytree.tree_map(lambda v: self._stretched(v, len(examples)), value)
         return _copy(value) if self._copied else rebuilt(value)
+
+    def _stretched(self, value: Any, count: int) -> Any:
+        """A tensor whose numbers nobody reads, for so many examples, without a copy: its shape may be asked for."""
+        if not isinstance(value, Tensor) or value.shape[:1] != self._inputs.shape[:1]:
+            return value
+        return value[:1].expand(count, *value.shape[1:])
 
     def _fill(self, missing: set[Key]) -> None:
         """Runs up to the cut and keeps the outputs of the missing calls."""

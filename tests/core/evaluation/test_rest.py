@@ -78,6 +78,28 @@ def test_a_choice_of_examples_gives_their_outputs(build: Callable[[], nn.Module]
         assert torch.equal(rest.run(), whole)
 
 
+class Shaped(nn.Module):
+    """Asks for nothing of a module's output but its shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        asked = torch.ones(len(self.first(inputs)), 4)
+        return torch.as_tensor(self.last(self.middle(inputs) * asked))
+
+
+def test_what_is_not_read_still_has_the_shape_of_the_chosen_examples() -> None:
+    network, inputs, rest = opened(Shaped)
+    places = torch.tensor([5, 0, 0, 3, 1, 2, 2, 2, 6])
+    cut = network.calls.cut("middle")
+    rest.go_to(cut)
+    own = rest.capture([cut.key])[1][cut.key][1]
+    rest.learn_use(own)
+    assert torch.allclose(rest.run(own[places], places), network.logits(inputs)[places], atol=1e-6)
+
+
 def test_what_has_changed_before_a_cut_is_computed_anew_once_it_is_told() -> None:
     network, inputs, rest = opened(FAMILIES["relu"].build)
     first, _, last = network.layers
