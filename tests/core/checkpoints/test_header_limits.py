@@ -16,16 +16,17 @@ EMPTY = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 
 # Prints the seconds and the growth of resident memory in MiB that reading one header costs a process of its own.
 MEASURE = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from cogram_core.checkpoints.header import read_checkpoint_header
 from cogram_core.errors import CheckpointError
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+from tests.core.peaks import peak_kibibytes
+before, start = peak_kibibytes(), time.process_time()
 try:
     found = len(read_checkpoint_header(Path(sys.argv[1])).tensors)
 except CheckpointError as error:
     found = error.problems[0].code
-print(found, time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(found, time.process_time() - start, (peak_kibibytes() - before) / 1024)
 """
 
 

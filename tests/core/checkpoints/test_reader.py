@@ -118,10 +118,11 @@ def test_reading_one_tensor_of_a_large_file_takes_the_memory_of_that_tensor(tmp_
     path.write_bytes(file_bytes(layout, b""))
     os.truncate(path, path.stat().st_size + (1 << 36) + 8)
     code = (
-        "import resource, sys; from pathlib import Path; from cogram_core.checkpoints.reader import CheckpointReader;"
+        "import sys; from pathlib import Path; from cogram_core.checkpoints.reader import CheckpointReader;"
+        "from tests.core.peaks import peak_kibibytes;"
         "reader = CheckpointReader.open(Path(sys.argv[1]));"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "print(reader.read('small').tolist(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "before = peak_kibibytes();"
+        "print(reader.read('small').tolist(), peak_kibibytes() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     values, kibibytes = done.stdout.rsplit(" ", 1)

@@ -205,7 +205,7 @@ def a_device_that_is_not_there(folder: Path, given: dict[str, Any]) -> None:
             missing_files,
             {
                 "sources[0].checkpoint: {folder}/nowhere": "checkpoint.not_found",
-                "data.evaluation: {folder}/nothing.safetensors": "checkpoint.not_found",
+                "data.evaluation": "dataset.unreadable",
             },
         ),
         (a_pickle, {"sources[1].checkpoint: {folder}/model.pt": "checkpoint.pickle"}),

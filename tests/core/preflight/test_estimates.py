@@ -29,10 +29,11 @@ from cogram_core.trace import Trace
 from tests.core.factories import conv_net, initialise, mlp, points, recipe_document, save_checkpoint, specialists
 
 FUSE = """
-import json, resource, sys
+import json, sys
 import cogram_core
+from tests.core.peaks import peak_kibibytes
 cogram_core.fuse(json.loads(sys.argv[1]), sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_kibibytes() * 1024)
 """
 
 
