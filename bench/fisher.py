@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bench.attention import Block
 from cogram_core.evaluation.datasets import Dataset
 from cogram_core.networks.network import Network
 from cogram_core.statistics.fisher import diagonal_fisher
@@ -30,41 +31,13 @@ WIDTH, HEADS, PLACES, VOCABULARY = 64, 4, 16, 500
 Fisher = dict[str, Tensor]
 
 
-class Attention(nn.Module):
-    """Attention of several heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arriving, self.leaving = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        count, places, _ = inputs.shape
-        parts = self.arriving(inputs).view(count, places, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*parts)
-        return self.leaving(mixed.transpose(1, 2).reshape(count, places, WIDTH))
-
-
-class Block(nn.Module):
-    """Attention and two linear layers, each behind a normalisation and beside a shortcut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_1, self.attention = nn.LayerNorm(WIDTH), Attention()
-        self.norm_2 = nn.LayerNorm(WIDTH)
-        self.inner = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        inputs = inputs + self.attention(self.norm_1(inputs))
-        return inputs + self.inner(self.norm_2(inputs))
-
-
 class Classifier(nn.Module):
     """A small transformer that classifies sequences of tokens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(PLACES, WIDTH)
-        self.blocks = nn.Sequential(Block(), Block())
+        self.blocks = nn.Sequential(*(Block(WIDTH, HEADS, causal=False) for _ in range(2)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.attention import Block
 from bench.evaluator import STEPS, TOLERANCE
 from cogram_core import fuse_modules
 from cogram_core.evaluation.losses import causal_lm, predicted_tokens, weighted_mean
@@ -44,42 +45,13 @@ Found = tuple[str, str, float | None, float | None]
 """Layer, what was done, step, loss afterwards."""
 
 
-class Attention(nn.Module):
-    """Causal attention of several heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arriving = nn.Linear(WIDTH, 3 * WIDTH)
-        self.leaving = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        count, places, _ = inputs.shape
-        parts = self.arriving(inputs).view(count, places, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
-        return self.leaving(mixed.transpose(1, 2).reshape(count, places, WIDTH))
-
-
-class Block(nn.Module):
-    """Attention, then two linear layers, each behind a normalisation and beside a shortcut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_1, self.attention = nn.LayerNorm(WIDTH), Attention()
-        self.norm_2 = nn.LayerNorm(WIDTH)
-        self.inner = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        inputs = inputs + self.attention(self.norm_1(inputs))
-        return inputs + self.inner(self.norm_2(inputs))
-
-
 class Transformer(nn.Module):
     """A causal language model of characters; its layers are registered in the order in which they are called."""
 
     def __init__(self) -> None:
         super().__init__()
         self.characters, self.places = nn.Embedding(CHARACTERS, WIDTH), nn.Embedding(PLACES, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+        self.blocks = nn.Sequential(*(Block(WIDTH, HEADS, causal=True) for _ in range(BLOCKS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CHARACTERS)
 
     def forward(self, tokens: Tensor) -> Tensor:
