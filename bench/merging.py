@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from bench.tasks import SETTINGS, Examples, Task, accuracy, load
 from cogram_core import fuse_modules
+from cogram_core.methods.auto import likeness
+from cogram_core.sources import LoadedSource, MemoryStore
 
 SEEDS = range(8)
 GAP_FLOOR = 85.0  # % of the way from the average to the experts that Chain of Merges has to go
@@ -128,6 +130,22 @@ def twenty_classes(setting: str, seed: int) -> dict[str, tuple[float, float]]:
     return found
 
 
+def likenesses() -> dict[str, list[float]]:
+    """What `auto` tells sources of one origin by, for every task of this page, seed by seed."""
+    found = {"four tasks": [_likeness(experts(seed).networks) for seed in SEEDS]}
+    for setting in SETTINGS.values():
+        found[setting.name] = [_likeness(load(setting, seed).networks) for seed in SEEDS]
+    return found
+
+
+def _likeness(networks: Sequence[nn.Module]) -> float:
+    sources = [
+        LoadedSource(str(place), 1.0, MemoryStore(str(place), network.state_dict()), torch.float32, torch.device("cpu"))
+        for place, network in enumerate(networks)
+    ]
+    return likeness(sources, list(networks[0].state_dict()))
+
+
 def _mean(values: Any) -> float:
     return statistics.fmean(values)
 
@@ -178,6 +196,10 @@ def main() -> int:
         if setting == "skewed-different":
             gain = means["align, Chain of Merges"] - means["better source"]
             held &= _check("align, Chain of Merges against the better source, points", gain, SKEW_FLOOR)
+    print("### likeness of the sources, by which auto tells their origin\n")
+    print("| | least | most |\n| --- | --- | --- |")
+    for name, values in likenesses().items():
+        print(f"| {name} | {min(values):.2f} | {max(values):.2f} |")
     return 0 if held else 1
 
 

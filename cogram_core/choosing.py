@@ -36,8 +36,8 @@ def _with_chosen_stages(recipe: Recipe, inputs: Inputs) -> tuple[Recipe, Inputs]
         for one in chosen
     )
     needed = any(catalogue()[one.method].needs_base for one in chosen)
-    settled = recipe.model_copy(update={"stages": stages, "base": recipe.base if needed else None})
-    return settled, replace(inputs, base=inputs.base if needed else None, chosen=tuple(chosen))
+    concrete = recipe.model_copy(update={"stages": stages, "base": recipe.base if needed else None})
+    return concrete, replace(inputs, base=inputs.base if needed else None, chosen=tuple(chosen))
 
 
 def _with_prototypes(recipe: Recipe, evaluation: Dataset | None) -> Recipe:
